@@ -1,0 +1,159 @@
+"""Images and outputs on disk: sorted listings, RGB decoding, complete-or-absent writes, hashes.
+
+    for path in list_images("query"):
+        pixels = read_pixels(path)              # uint8, RGB, (H, W, 3)
+    with atomic_path(Path("out.npz")) as part:  # out.npz appears whole, or not at all
+        part.write_bytes(...)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from reid_eval.errors import OutputError, ReidError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"})
+
+
+class ImageError(ReidError):
+    """A file that should be a picture is not, or is damaged."""
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name is that of an image; hidden files (`.DS_Store`, `._x.jpg`) are not."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def list_images(root: Path | str, *, recursive: bool = True) -> list[Path]:
+    """All image files under `root`, in sorted order of their path relative to it.
+
+    Links to files and folders are followed. Hidden files and folders are skipped.
+
+    Raises:
+        ImageError: there is no such folder. An empty one gives an empty list.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ImageError(f"{root}: no such folder; expected a folder of images")
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".")) if recursive else []
+        found.extend(Path(folder, name) for name in names if is_image_name(name))
+    return sorted(found, key=lambda path: path.relative_to(root).parts)
+
+
+def read_pixels(path: Path | str) -> np.ndarray:
+    """Decode one image file to pixels: uint8, RGB, (H, W, 3), 0..255.
+
+    Raises:
+        ImageError: the file is missing, is no image, or is cut off.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such image file") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{path}: not a readable image ({error}); restore or remove this file") from None
+
+
+@contextmanager
+def atomic_path(file: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside `file`; move it there when the block ends well, remove it when it does not.
+
+    The data reaches the disk before the move, so after a crash `file` is the old one or the new one, never half.
+    A full disk raises `OutputError`; the previous `file` stays as it was.
+    """
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        part.chmod(0o666 & ~_UMASK)
+        os.replace(part, file)
+    except OSError as error:
+        raise OutputError(
+            f"{file}: could not be written ({error.strerror or error}); "
+            "nothing that existed was changed; free some space or choose another place and run again"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()
+
+
+def write_text(file: Path | str, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_path(file) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def save_image(file: Path | str, pixels: np.ndarray, *, quality: int = 95) -> None:
+    """Write pixels (uint8, RGB, (H, W, 3)) as the format of the file's suffix, whole or not at all."""
+    suffix = Path(file).suffix.lower()
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}.get(suffix)
+    if kind is None:
+        raise OutputError(f"{file}: images are written as .png, .jpg, .webp or .bmp, not {suffix or 'without suffix'}")
+    options: dict[str, object] = {"quality": quality} if kind in ("JPEG", "WEBP") else {}
+    with atomic_path(file) as part:
+        Image.fromarray(pixels).save(part, format=kind, **options)
+
+
+def claim_folder(folder: Path | str, marker: str, *, what: str) -> Path:
+    """Make `folder` ours to write into: it is absent, empty, or already holds our `marker` file.
+
+    Nothing in it is ever removed.
+
+    Raises:
+        OutputError: the folder holds files of somebody else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; {what} needs a folder; choose another place")
+    if folder.is_dir() and not (folder / marker).exists():
+        strangers = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        if strangers:
+            raise OutputError(
+                f"{folder}: holds {len(strangers)} other files or folders ({strangers[0]}, ...), expected an empty or "
+                f"new folder for {what}; nothing was changed; choose another --out"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fingerprint(parts: Iterable[bytes | str]) -> str:
+    """A short stable hash (16 hex digits of SHA-256) of a sequence of texts or byte strings."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()[:16]
+
+
+def file_fingerprint(path: Path | str) -> str:
+    """SHA-256 of a file's content, 64 hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

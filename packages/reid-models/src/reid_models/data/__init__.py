@@ -1,0 +1,1 @@
+"""Datasets: what is on disk, how it becomes batches."""
