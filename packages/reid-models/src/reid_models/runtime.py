@@ -1,0 +1,148 @@
+"""The one place that knows devices, precision, random state and how a run is stopped.
+
+    runtime = Runtime.from_environment(device="auto", precision="fp32", max_hours=8)
+    network = runtime.prepare(network)
+    with runtime.watch_signals():
+        for batch in loader:
+            with runtime.autocast():
+                loss = step(network, runtime.to_device(batch))
+            if reason := runtime.stop_reason():
+                ...save...; raise Stopped(f"{reason}: saved iteration 300 in runs/teacher; continue with --resume")
+
+Everything else takes modules and tensors and works the same on CUDA, MPS and the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from reid_models.config import ConfigError
+
+M = TypeVar("M", bound=nn.Module)
+Precision = Literal["fp32", "bf16"]
+
+
+class Runtime:
+    """Device, precision, random state and stop requests of this process."""
+
+    def __init__(self, device: torch.device, precision: Precision = "fp32", max_hours: float | None = None) -> None:
+        self.device = device
+        self.precision = precision
+        self._deadline_s = None if max_hours is None else time.monotonic() + max_hours * 3600
+        self._max_hours = max_hours
+        self._signal: str | None = None
+
+    @classmethod
+    def from_environment(
+        cls, device: str = "auto", precision: Precision = "fp32", max_hours: float | None = None
+    ) -> Runtime:
+        """Choose a device ("auto" takes CUDA, then MPS, then the CPU) and start the clock of `max_hours`.
+
+        Raises:
+            ConfigError: the device does not exist here, or `max_hours` is not positive.
+        """
+        if max_hours is not None and max_hours <= 0:
+            raise ConfigError(f"--max-hours: must be positive, got {max_hours:g}")
+        return cls(choose_device(device), precision, max_hours)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return True
+
+    def prepare(self, module: M) -> M:
+        """Move a network to the device, in the memory layout that convolutions like best."""
+        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def to_device(self, value: Any) -> Any:
+        """Move tensors to the device, also inside tuples, named tuples, lists and dicts."""
+        if isinstance(value, Tensor):
+            return value.to(self.device, non_blocking=True)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(self.to_device(item) for item in value))
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.to_device(item) for item in value)
+        if isinstance(value, dict):
+            return {key: self.to_device(item) for key, item in value.items()}
+        return value
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of forward passes: bfloat16 where it is allowed, or plain float32."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def seed_everything(self, seed: int) -> None:
+        """Seed PyTorch's global generators, which initial weights and dropout draw from."""
+        torch.manual_seed(seed)
+
+    def rng_state(self) -> dict[str, Tensor]:
+        """The state of the global generators, for a checkpoint."""
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            state["mps"] = torch.mps.get_rng_state()
+        return state
+
+    def set_rng_state(self, state: dict[str, Tensor]) -> None:
+        """Go back to a stored state; what a checkpoint of another device lacks stays as it is."""
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+        elif self.device.type == "mps" and "mps" in state:
+            torch.mps.set_rng_state(state["mps"])
+
+    @contextmanager
+    def watch_signals(self) -> Iterator[None]:
+        """Within the block SIGTERM and SIGINT only ask to stop; a second SIGINT interrupts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python delivers signals to the main thread alone
+            return
+
+        def request_stop(number: int, frame: object) -> None:
+            if self._signal is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._signal = signal.Signals(number).name
+
+        previous = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def stop_reason(self) -> str | None:
+        """Why the run should save and leave now, or None."""
+        if self._signal is not None:
+            return self._signal
+        if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
+            return f"--max-hours {self._max_hours:g} reached"
+        return None
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: no such device here; those that exist are named.
+    """
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available = [f"cuda:{number}" for number in range(torch.cuda.device_count())] + available
+    if name == "auto":
+        return torch.device(available[0])
+    if name in available or (name == "cuda" and "cuda:0" in available):
+        return torch.device(name)
+    raise ConfigError(f"--device {name}: not available here; choose from auto, {', '.join(available)}")

@@ -1,0 +1,67 @@
+import os
+import signal
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from reid_models.config import ConfigError
+from reid_models.runtime import Runtime, choose_device
+
+
+class Pair(NamedTuple):
+    images: torch.Tensor
+    names: list
+
+
+def test_an_unknown_device_lists_those_that_exist():
+    with pytest.raises(ConfigError, match=r"--device tpu: not available here; choose from auto, .*cpu"):
+        choose_device("tpu")
+
+
+def test_the_random_state_comes_back():
+    runtime = Runtime(torch.device("cpu"))
+    runtime.seed_everything(3)
+    state = runtime.rng_state()
+    first = torch.rand(4)
+    torch.rand(7)
+    runtime.set_rng_state(state)
+    assert torch.equal(torch.rand(4), first)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_to_stop_and_the_old_handler_returns(number):
+    runtime = Runtime(torch.device("cpu"))
+    before = signal.getsignal(number)
+    with runtime.watch_signals():
+        assert runtime.stop_reason() is None
+        os.kill(os.getpid(), number)
+        assert runtime.stop_reason() == signal.Signals(number).name
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_does_not_wait():
+    runtime = Runtime(torch.device("cpu"))
+    with runtime.watch_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_time_limit_is_a_reason_to_stop():
+    assert Runtime(torch.device("cpu"), max_hours=1).stop_reason() is None
+    assert Runtime(torch.device("cpu"), max_hours=1e-12).stop_reason() == "--max-hours 1e-12 reached"
+    with pytest.raises(ConfigError, match="must be positive"):
+        Runtime.from_environment("cpu", max_hours=0)
+
+
+def test_containers_keep_their_type_on_the_way_to_the_device():
+    moved = Runtime(torch.device("cpu")).to_device({"pair": Pair(torch.zeros(2), ["a"]), "epoch": 3})
+    assert isinstance(moved["pair"], Pair)
+    assert moved["epoch"] == 3
+
+
+def test_bf16_computes_in_bfloat16():
+    runtime = Runtime(torch.device("cpu"), precision="bf16")
+    with runtime.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
