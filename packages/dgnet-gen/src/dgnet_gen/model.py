@@ -1,0 +1,188 @@
+"""The networks of DG-Net as one thing to encode, swap and save.
+
+    model = DGNet.load("runs/dgnet")                  # evaluation mode, on the best device there is
+    codes = model.encode(images)                      # Codes(appearance (B, D), structure (B, C, h, w))
+    swapped = model.decode(Codes(codes.appearance.flip(0), codes.structure))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dgnet_gen.networks.decoder import Decoder
+from dgnet_gen.networks.discriminator import MultiScaleDiscriminator
+from dgnet_gen.networks.encoders import AppearanceEncoder, StructureEncoder
+from reid_eval.files import file_fingerprint
+from reid_models.config import ConfigError, config_from_dict
+from reid_models.data.transforms import to_gray
+from reid_models.networks.resnet import make_trunk
+from reid_models.runs import CheckpointError, RunDir
+from reid_models.runtime import choose_device
+
+NETWORK_NAMES = ("appearance", "structure", "decoder", "discriminator")
+
+
+class Codes(NamedTuple):
+    """What DG-Net keeps of a picture."""
+
+    appearance: Tensor
+    """(B, D) what is worn"""
+    structure: Tensor
+    """(B, C, h, w) where the body is"""
+
+
+@dataclass(frozen=True)
+class NetworksConfig:
+    """Every width of the four networks; the defaults are the published full size."""
+
+    image_hw: tuple[int, int] = (256, 128)
+    trunk: Literal["resnet50", "small"] = "resnet50"
+    trunk_width: int = 16
+    """first stage of the small trunk; resnet50 has its own"""
+    last_stride: int = 1
+    stripes: int = 4
+    bottleneck: int = 512
+    dropout_primary: float = 0.5
+    dropout_fine: float = 0.75
+    structure_dim: int = 16
+    n_downsample: int = 2
+    n_res: int = 4
+    mlp_dim: int = 512
+    discriminator_dim: int = 32
+    discriminator_layers: int = 2
+    discriminator_res: int = 4
+    num_scales: int = 3
+
+    def __post_init__(self) -> None:
+        height, width = self.image_hw
+        step = 2**self.n_downsample
+        if height % step or width % step or min(height, width) < 4 * step:
+            raise ConfigError(
+                f"networks.image_hw: {height} x {width} must be multiples of {step} and at least {4 * step} "
+                f"(n_downsample is {self.n_downsample})"
+            )
+        for name in ("trunk_width", "stripes", "bottleneck", "structure_dim", "n_downsample", "n_res", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"networks.{name}: must be at least 1, got {getattr(self, name)}")
+        num_features = 2048 if self.trunk == "resnet50" else 8 * self.trunk_width
+        if self.stripes * num_features % self.n_res:
+            raise ConfigError(
+                f"networks.n_res: the appearance code of {self.stripes * num_features} cannot be cut into {self.n_res}"
+            )
+
+
+class DGNet:
+    """The four networks of one DG-Net, sharing a device."""
+
+    def __init__(self, config: NetworksConfig, num_ids: int) -> None:
+        self.config = config
+        self.num_ids = num_ids
+        self.image_hw = config.image_hw
+        self.iteration = 0
+        self.checkpoint_id = "untrained"
+        trunk = make_trunk(config.trunk, last_stride=config.last_stride, width=config.trunk_width)
+        self.appearance_encoder = AppearanceEncoder(
+            trunk,
+            num_ids,
+            stripes=config.stripes,
+            bottleneck=config.bottleneck,
+            dropouts=(config.dropout_primary, config.dropout_fine),
+        )
+        self.structure_encoder = StructureEncoder(config.structure_dim, config.n_downsample, config.n_res)
+        self.decoder = Decoder(
+            self.appearance_encoder.code_length,
+            self.structure_encoder.out_channels,
+            n_upsample=config.n_downsample,
+            n_res=config.n_res,
+            mlp_dim=config.mlp_dim,
+        )
+        self.discriminator = MultiScaleDiscriminator(
+            config.discriminator_dim, config.discriminator_layers, config.discriminator_res, config.num_scales
+        )
+
+    @classmethod
+    def load(
+        cls, run: Path | str | RunDir, which: int | Literal["last"] = "last", *, device: str = "auto"
+    ) -> DGNet:
+        """A trained DG-Net in evaluation mode, from a run folder and an iteration.
+
+        Raises:
+            CheckpointError: no such run or iteration (those that exist are listed), or it does not fit.
+        """
+        run_dir = run if isinstance(run, RunDir) else RunDir.open(run, "dgnet")
+        checkpoint = run_dir.load(which)
+        config = config_from_dict(NetworksConfig, checkpoint.config["networks"], source=str(run_dir.config_file))
+        model = cls(config, int(checkpoint.made_by["num_ids"]))
+        model.load_networks(checkpoint.networks, source=str(run_dir.path))
+        model.iteration = checkpoint.iteration
+        model.checkpoint_id = file_fingerprint(run_dir.checkpoint_file(which))[:16]
+        return model.to(choose_device(device)).eval()
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The four networks by the names they have in checkpoints."""
+        return {
+            "appearance": self.appearance_encoder,
+            "structure": self.structure_encoder,
+            "decoder": self.decoder,
+            "discriminator": self.discriminator,
+        }
+
+    def load_networks(self, states: dict[str, dict[str, Tensor]], *, source: str) -> None:
+        """Strictly load the weights of all four networks.
+
+        Raises:
+            CheckpointError: a network or a key is missing, left over, or of another shape.
+        """
+        for name, network in self.networks().items():
+            if name not in states:
+                raise CheckpointError(f"{source}: holds no {name} network (found {', '.join(states) or 'none'})")
+            try:
+                network.load_state_dict(states[name])
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())[:200]
+                raise CheckpointError(f"{source}: the {name} network does not fit these settings ({reason})") from None
+
+    def to(self, device: torch.device) -> DGNet:
+        """Move all networks to a device."""
+        for network in self.networks().values():
+            network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
+    def eval(self) -> DGNet:
+        """Put all networks in evaluation mode."""
+        for network in self.networks().values():
+            network.eval()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.decoder.parameters()).device
+
+    @torch.no_grad()
+    def appearance(self, images: Tensor) -> Tensor:
+        """Appearance codes (B, D) of images (B, 3, H, W) of this model's size, as a trained model sees them."""
+        return self.appearance_encoder(images.to(self.device)).code
+
+    @torch.no_grad()
+    def structure(self, images: Tensor) -> Tensor:
+        """Structure codes (B, C, h, w) of images (B, 3, H, W)."""
+        return self.structure_encoder(to_gray(images.to(self.device)))
+
+    def encode(self, images: Tensor) -> Codes:
+        """Both codes of images (B, 3, H, W)."""
+        return Codes(self.appearance(images), self.structure(images))
+
+    @torch.no_grad()
+    def decode(self, codes: Codes) -> Tensor:
+        """Pictures (B, 3, H, W) painted from codes, in network input space."""
+        return self.decoder(codes.appearance.to(self.device), codes.structure.to(self.device))
+
+    def describe(self) -> dict[str, Any]:
+        """Parameters per network, for a log or a report."""
+        return {name: sum(p.numel() for p in net.parameters()) for name, net in self.networks().items()}
