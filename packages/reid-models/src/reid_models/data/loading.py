@@ -1,0 +1,141 @@
+"""From rows of an index to batches of network input.
+
+    dataset = PersonDataset(train, image_hw=(256, 128), augmentation=Augmentation())
+    for batch in make_loader(dataset, sampler.batches(0, 1000), num_workers=4):
+        network(batch.images)
+
+What a batch holds depends on the index, the draws and the augmentation alone: not on workers, not on what came before.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from reid_eval.errors import ReidError
+from reid_models.data.index import DatasetIndex
+from reid_models.data.pixels import PixelStore
+from reid_models.data.samplers import Draw
+from reid_models.data.transforms import eval_transform, train_transform
+
+
+class Batch(NamedTuple):
+    """One step's pictures."""
+
+    images: Tensor
+    """(B, 3, H, W) float32 network input"""
+    labels: Tensor
+    """(B,) int64 identities renumbered 0 .. num_ids - 1 within the dataset's index"""
+    rows: Tensor
+    """(B,) int64 rows of the dataset's index"""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a training picture is varied; see `train_transform`."""
+
+    flip: float = 0.5
+    pad: int = 10
+    erase: float = 0.0
+
+
+class PersonDataset(Dataset[tuple[Tensor, int, int]]):
+    """Pictures of an index as network input, addressed by `Draw`; without augmentation the draw's seed does nothing.
+
+    `cache_mib` bounds the decoded pictures that each loading process keeps.
+    """
+
+    def __init__(
+        self,
+        index: DatasetIndex,
+        image_hw: tuple[int, int],
+        *,
+        augmentation: Augmentation | None = None,
+        cache_mib: float = 0,
+    ) -> None:
+        self.index, self.image_hw, self.augmentation = index, image_hw, augmentation
+        self.labels = index.label_array
+        self.store = PixelStore(index, image_hw, int(cache_mib * (1 << 20)))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, int, int]:
+        """One image (3, H, W), its label and its row.
+
+        Raises:
+            ImageError: the file is missing or damaged.
+        """
+        row, seed = draw
+        pixels = self.store.read(row)
+        if self.augmentation is None:
+            image = eval_transform(pixels, self.image_hw)
+        else:
+            image = train_transform(
+                pixels,
+                self.image_hw,
+                generator=torch.Generator().manual_seed(seed),
+                flip=self.augmentation.flip,
+                pad=self.augmentation.pad,
+                erase=self.augmentation.erase,
+            )
+        return image, int(self.labels[row]), row
+
+
+def make_loader(
+    dataset: PersonDataset, batches: Iterable[list[Draw]], *, num_workers: int = 0, pin_memory: bool = False
+) -> Iterator[Batch]:
+    """The batches, in the order given, decoded by `num_workers` processes (0: by this one).
+
+    Raises:
+        ImageError: a file is missing or damaged, as soon as its batch is reached.
+    """
+    loader = DataLoader(
+        _ErrorsAsValues(dataset),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_parent,
+        # Its own generator, as the loader would otherwise draw a seed from the global one, which dropout uses too.
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        if isinstance(batch, ReidError):
+            raise batch
+        yield batch
+
+
+class _ErrorsAsValues(Dataset[object]):
+    """Hands a user's error on as a value: a worker would turn it into a page of traceback."""
+
+    def __init__(self, dataset: PersonDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, draw: Draw) -> object:
+        try:
+            return self.dataset[draw]
+        except ReidError as error:
+            return error
+
+
+def _collate(items: list[tuple[Tensor, int, int]] | list[ReidError]) -> Batch | ReidError:
+    samples = []
+    for item in items:
+        if isinstance(item, ReidError):
+            return item
+        samples.append(item)
+    images, labels, rows = zip(*samples, strict=True)
+    stacked = torch.stack(images).contiguous(memory_format=torch.channels_last)
+    return Batch(stacked, torch.tensor(labels), torch.tensor(rows))
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

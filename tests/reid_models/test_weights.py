@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from reid_models.networks.resnet import make_trunk
+from reid_models.weights import WeightsError, load_trunk_weights
+
+
+@pytest.fixture
+def trunk():
+    torch.manual_seed(0)
+    return make_trunk("small", width=4)
+
+
+def file_of(tmp_path, state):
+    torch.save(state, tmp_path / "weights.pth")
+    return str(tmp_path / "weights.pth")
+
+
+def test_a_file_fills_the_trunk_and_its_classifier_is_left_out(tmp_path, trunk):
+    torch.manual_seed(1)
+    other = make_trunk("small", width=4).state_dict()
+    load_trunk_weights(
+        trunk, file_of(tmp_path, other | {"fc.weight": torch.zeros(1000, 32), "fc.bias": torch.zeros(1000)})
+    )
+    for name, value in trunk.state_dict().items():
+        torch.testing.assert_close(value, other[name])
+
+
+def test_an_old_file_without_batch_counters_fits(tmp_path, trunk):
+    state = {name: value for name, value in trunk.state_dict().items() if "num_batches" not in name}
+    load_trunk_weights(trunk, file_of(tmp_path, state))
+
+
+def test_none_keeps_the_random_weights(trunk):
+    before = {name: value.clone() for name, value in trunk.state_dict().items()}
+    load_trunk_weights(trunk, "none")
+    assert all(torch.equal(value, before[name]) for name, value in trunk.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("stem.0.weight"), "1 of .* missing .stem.0.weight"),
+        (lambda state: state.update(extra=torch.zeros(1)), "not known .extra"),
+        (lambda state: state.update({"stem.0.weight": torch.zeros(3, 3)}), "of another shape .stem.0.weight"),
+    ],
+    ids=["missing", "left-over", "misfit"],
+)
+def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(tmp_path, trunk, change, message):
+    state = dict(make_trunk("small", width=4).state_dict())
+    change(state)
+    before = trunk.stages[0].body[0].weight.clone()
+    with pytest.raises(WeightsError, match=message):
+        load_trunk_weights(trunk, file_of(tmp_path, state))
+    assert torch.equal(trunk.stages[0].body[0].weight, before)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no such weight file"), (b"PK\x03\x04", "damaged or no weight")]
+)
+def test_a_missing_or_broken_file_is_one_line(tmp_path, trunk, content, message):
+    file = tmp_path / "weights.pth"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_trunk_weights(trunk, str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_imagenet_weights_are_for_the_resnet_alone(trunk):
+    with pytest.raises(WeightsError, match="for trunk resnet50"):
+        load_trunk_weights(trunk, "imagenet")
+
+
+def test_a_damaged_file_in_the_cache_is_recognised_by_its_checksum(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub/checkpoints/resnet50-0676ba61.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"half a file")
+    with pytest.raises(WeightsError, match="does not begin with 0676ba61"):
+        load_trunk_weights(make_trunk("resnet50"), "imagenet")
