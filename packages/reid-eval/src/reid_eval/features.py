@@ -1,0 +1,205 @@
+"""The feature file: vectors of query and gallery pictures with identities, cameras and where they came from.
+
+Whoever can write this file can be scored, whatever computed the vectors. A `pid` of -1 marks a junk crop, 0 a
+distractor; a `camid` of -1 says that the camera is unknown. Splits are "query" and "gallery"; others are carried
+along and left alone by the ranking.
+
+    features = ReidFeatures(vectors, pids, camids, splits, paths, meta={"extractor": "baseline", ...})
+    features.save("features.npz")
+    ReidFeatures.load("features.npz").query.pids
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reid_eval.errors import ReidError
+from reid_eval.files import atomic_path, fingerprint
+
+FORMAT = 1
+
+_ARRAYS = ("features", "pids", "camids", "splits", "paths")
+
+
+class FeatureFileError(ReidError):
+    """Features that cannot be scored, or a file that does not hold any."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReidFeatures:
+    """One vector per picture, and what is known about the picture.
+
+    Shapes:
+        features  (N, D)  float32, finite
+        pids      (N,)    int64, at least -1
+        camids    (N,)    int64, at least -1
+        splits    (N,)    str
+        paths     (N,)    str, for reading only: nothing is opened
+    `meta` is a JSON object: package version, fingerprints of the inputs, extractor or checkpoint.
+
+    Raises:
+        FeatureFileError: lengths differ, a value is not finite, or labels are not whole numbers from -1 up.
+    """
+
+    features: np.ndarray
+    pids: np.ndarray
+    camids: np.ndarray
+    splits: np.ndarray
+    paths: np.ndarray
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        features = np.asarray(self.features)
+        if features.ndim != 2 or features.dtype.kind not in "fiu":
+            raise FeatureFileError(
+                f"features: found {features.dtype} of shape {features.shape}, expected numbers of shape (N, D)"
+            )
+        if features.shape[1] == 0:
+            raise FeatureFileError("features: the vectors have no entries (D = 0), expected at least one")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
+            features = features.astype(np.float32, copy=False)
+        columns: dict[str, np.ndarray] = {
+            "features": features,
+            "pids": _whole_numbers("pids", self.pids),
+            "camids": _whole_numbers("camids", self.camids),
+            "splits": _texts("splits", self.splits),
+            "paths": _texts("paths", self.paths),
+        }
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise FeatureFileError(f"features: every picture needs one row in each array, found lengths {found}")
+        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if len(bad):
+            raise FeatureFileError(
+                f"features: {len(bad)} of {len(features)} vectors hold NaN or infinite values, the first is row "
+                f"{bad[0]} ({columns['paths'][bad[0]]}), expected finite numbers; extract these pictures again"
+            )
+        for name, column in columns.items():
+            object.__setattr__(self, name, column)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def num_features(self) -> int:
+        """D, the length of each vector."""
+        return self.features.shape[1]
+
+    @property
+    def query(self) -> ReidFeatures:
+        """The rows of split "query"."""
+        return self.split("query")
+
+    @property
+    def gallery(self) -> ReidFeatures:
+        """The rows of split "gallery"."""
+        return self.split("gallery")
+
+    def split(self, name: str) -> ReidFeatures:
+        """The rows of one split, in their order; none if there is no such split."""
+        return self.rows(np.flatnonzero(self.splits == name))
+
+    def rows(self, rows: np.ndarray | Sequence[int]) -> ReidFeatures:
+        """The rows with these numbers, in this order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+            chosen: Any = slice(int(rows[0]), int(rows[0]) + len(rows))  # a run of rows needs no copy
+        else:
+            chosen = rows
+        return ReidFeatures(
+            features=self.features[chosen],
+            pids=self.pids[chosen],
+            camids=self.camids[chosen],
+            splits=self.splits[chosen],
+            paths=self.paths[chosen],
+            meta=self.meta,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of vectors, identities, cameras and splits; paths and meta do not count."""
+        numbers = (np.ascontiguousarray(array).tobytes() for array in (self.features, self.pids, self.camids))
+        return fingerprint([*numbers, "\n".join(self.splits.tolist())])
+
+    def save(self, file: Path | str) -> None:
+        """Write a `.npz` file, whole or not at all; equal features give equal bytes."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        with atomic_path(file) as part, part.open("wb") as stream:
+            np.savez(stream, format=FORMAT, meta=json.dumps(self.meta, sort_keys=True), **arrays)
+
+    @staticmethod
+    def load(file: Path | str) -> ReidFeatures:
+        """Read a feature file. Nothing in it is executed: pickled objects are refused.
+
+        Raises:
+            FeatureFileError: the file is missing, damaged, no feature file, or of a format we do not know.
+        """
+        try:
+            archive = np.load(file, allow_pickle=False)
+            arrays: dict[str, np.ndarray] = {}
+            if isinstance(archive, np.lib.npyio.NpzFile):
+                with archive:
+                    arrays = dict(archive)
+        except FileNotFoundError:
+            raise FeatureFileError(f"{file}: no such feature file; write one with reid-models extract") from None
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError) as error:
+            raise FeatureFileError(
+                f"{file}: not a feature file, or one that was cut off ({_first_line(error)}); expected the .npz that "
+                "reid-models extract writes; extract again"
+            ) from None
+        missing = [name for name in ("format", *_ARRAYS, "meta") if name not in arrays]
+        if missing:
+            found = ", ".join(sorted(arrays)) or "no named arrays"
+            raise FeatureFileError(
+                f"{file}: not a feature file: {', '.join(missing)} missing, found {found}; see docs/evaluation.md"
+            )
+        if arrays["format"].shape != () or arrays["format"] != FORMAT:
+            raise FeatureFileError(
+                f"{file}: feature file of format {arrays['format']}, this version reads format {FORMAT}; "
+                "extract again or use the version that wrote it"
+            )
+        try:
+            meta = json.loads(str(arrays["meta"]))
+            return ReidFeatures(**{name: arrays[name] for name in _ARRAYS}, meta=meta)
+        except json.JSONDecodeError as error:
+            raise FeatureFileError(f"{file}: its meta is not JSON ({error}); extract again") from None
+        except FeatureFileError as error:
+            raise FeatureFileError(f"{file}: {error}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _whole_numbers(name: str, values: Any) -> np.ndarray:
+    found = np.asarray(values)
+    if found.size == 0:
+        found = found.astype(np.int64)
+    # Unsigned camera numbers beside signed identities are a classical trap: everything is int64 from here on.
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise FeatureFileError(f"{name}: found {found.dtype} of shape {found.shape}, expected whole numbers (N,)")
+    numbers = found.astype(np.int64, copy=False)
+    if len(numbers) and numbers.min() < -1:
+        row = int(numbers.argmin())
+        raise FeatureFileError(f"{name}: found {numbers[row]} in row {row}, expected -1 (junk or unknown) or more")
+    return numbers
+
+
+def _texts(name: str, values: Any) -> np.ndarray:
+    if not isinstance(values, np.ndarray):
+        values = [str(value) for value in values]  # Path objects are welcome
+    found = np.asarray(values)
+    if found.size == 0:
+        found = found.astype(str)
+    if found.ndim != 1 or found.dtype.kind != "U":
+        raise FeatureFileError(f"{name}: found {found.dtype} of shape {found.shape}, expected texts of shape (N,)")
+    return found

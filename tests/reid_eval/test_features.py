@@ -1,0 +1,157 @@
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from reid_eval.features import FeatureFileError, ReidFeatures
+
+
+def some_features(**changes):
+    columns = {
+        "features": np.arange(12, dtype=np.float32).reshape(4, 3),
+        "pids": [7, 7, -1, 0],
+        "camids": [1, 2, 2, -1],
+        "splits": ["query", "gallery", "gallery", "gallery"],
+        "paths": ["a.jpg", "b.jpg", "c.jpg", "d.jpg"],
+        "meta": {"extractor": "baseline", "seed": 3},
+    }
+    return ReidFeatures(**{**columns, **changes})
+
+
+def test_a_saved_file_comes_back_whole(tmp_path):
+    features = some_features()
+    features.save(tmp_path / "f.npz")
+    back = ReidFeatures.load(tmp_path / "f.npz")
+    for name in ("features", "pids", "camids", "splits", "paths"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(features, name))
+        assert getattr(back, name).dtype == getattr(features, name).dtype
+    assert (back.meta, back.fingerprint) == (features.meta, features.fingerprint)
+
+
+def test_equal_features_give_equal_bytes(tmp_path):
+    some_features().save(tmp_path / "a.npz")
+    some_features().save(tmp_path / "b.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_query_and_gallery_are_rows_of_their_split_in_file_order():
+    features = some_features(splits=["gallery", "query", "multi-query", "gallery"])
+    assert features.query.paths.tolist() == ["b.jpg"]
+    assert features.gallery.paths.tolist() == ["a.jpg", "d.jpg"]
+    assert features.gallery.features[:, 0].tolist() == [0, 9]
+    assert len(features.split("train")) == 0
+
+
+def test_a_run_of_rows_shares_its_memory():
+    features = some_features()
+    assert np.shares_memory(features.gallery.features, features.features)
+
+
+def test_the_fingerprint_follows_the_numbers_and_not_the_names():
+    plain = some_features().fingerprint
+    assert some_features(paths=["x", "y", "z", "w"], meta={}).fingerprint == plain
+    assert some_features(camids=[1, 2, 3, -1]).fingerprint != plain
+    assert some_features(splits=["gallery", "query", "gallery", "gallery"]).fingerprint != plain
+
+
+def test_labels_of_any_integer_kind_become_int64():
+    features = some_features(
+        camids=np.array([1, 2, 2, 4], dtype=np.uint8), pids=np.array([7, 7, -1, 0], dtype=np.int16)
+    )
+    assert (features.pids.dtype, features.camids.dtype) == (np.int64, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pids": [7, 7, -1]}, ["pids 3", "features 4"]),
+        ({"features": np.zeros(4)}, ["(4,)", "expected numbers of shape (N, D)"]),
+        ({"features": np.zeros((4, 0))}, ["D = 0"]),
+        ({"features": [[1.0], [np.nan], [np.inf], [0.0]]}, ["2 of 4", "row 1 (b.jpg)", "finite"]),
+        ({"features": [[1e300], [0.0], [0.0], [0.0]]}, ["1 of 4", "row 0 (a.jpg)"]),
+        ({"pids": [7, -3, 0, 0]}, ["pids", "-3 in row 1"]),
+        ({"camids": [1.0, 2.0, 3.0, 4.0]}, ["camids", "float64", "whole numbers"]),
+        ({"splits": np.array([1, 2, 3, 4])}, ["splits", "texts"]),
+    ],
+    ids=[
+        "lengths",
+        "one-dimension",
+        "no-entries",
+        "not-finite",
+        "too-large",
+        "below-minus-1",
+        "float-cameras",
+        "splits",
+    ],
+)
+def test_wrong_arrays_are_refused_with_the_array_and_the_row(changes, words):
+    with pytest.raises(FeatureFileError) as error:
+        some_features(**changes)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def saved_arrays(tmp_path, **changes):
+    some_features().save(tmp_path / "f.npz")
+    arrays = {**np.load(tmp_path / "f.npz"), **changes}
+    np.savez(tmp_path / "f.npz", **{name: value for name, value in arrays.items() if value is not None})
+    return tmp_path / "f.npz"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": 2}, ["format 2", "reads format 1"]),
+        ({"pids": None, "meta": None}, ["pids, meta missing", "found camids"]),
+        ({"meta": "{"}, ["meta is not JSON"]),
+        ({"features": np.full((4, 3), np.nan)}, ["4 of 4", "NaN"]),
+        ({"paths": np.array([object()] * 4)}, ["not a feature file"]),
+    ],
+    ids=["format", "missing", "meta", "nan", "pickled"],
+)
+def test_a_file_of_the_wrong_content_is_refused_by_name(tmp_path, changes, words):
+    file = saved_arrays(tmp_path, **changes)
+    with pytest.raises(FeatureFileError) as error:
+        ReidFeatures.load(file)
+    for word in (str(file), *words):
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kept_share", [0.0, 0.3, 0.7, 0.99])
+def test_a_file_cut_short_is_refused(tmp_path, kept_share):
+    some_features().save(tmp_path / "f.npz")
+    content = (tmp_path / "f.npz").read_bytes()
+    (tmp_path / "f.npz").write_bytes(content[: int(len(content) * kept_share)])
+    with pytest.raises(FeatureFileError, match="not a feature file, or one that was cut off"):
+        ReidFeatures.load(tmp_path / "f.npz")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    some_features().save(tmp_path / "f.npz")
+    content = bytearray((tmp_path / "f.npz").read_bytes())
+    with zipfile.ZipFile(tmp_path / "f.npz") as archive:
+        start = archive.getinfo("features.npy").header_offset
+    content[start + 200] ^= 1
+    (tmp_path / "f.npz").write_bytes(content)
+    with pytest.raises(FeatureFileError, match="not a feature file"):
+        ReidFeatures.load(tmp_path / "f.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", json.dumps({"a": 1}).encode()], ids=["empty", "text", "json"])
+def test_other_files_are_no_feature_files(tmp_path, content):
+    (tmp_path / "notes.npz").write_bytes(content)
+    with pytest.raises(FeatureFileError, match="not a feature file"):
+        ReidFeatures.load(tmp_path / "notes.npz")
+
+
+def test_a_single_array_and_a_folder_and_nothing_are_no_feature_files(tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(FeatureFileError, match="not a feature file"):
+        ReidFeatures.load(tmp_path / "one.npy")
+    with pytest.raises(FeatureFileError, match="not a feature file"):
+        ReidFeatures.load(tmp_path)
+    with pytest.raises(FeatureFileError, match="no such feature file"):
+        ReidFeatures.load(tmp_path / "absent.npz")
