@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 _LINE_EVERY_S = 10.0
 
+_bar_is_shown = False
+
 
 class Progress(Protocol):
     """What a piece of work tells while it goes on."""
@@ -38,12 +40,20 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 @contextmanager
 def progress(what: str, total: int | None, done: int = 0) -> Iterator[Progress]:
-    """Show work of `total` steps, `done` of which are behind us (a resumed run)."""
-    if sys.stderr.isatty():
+    """Show work of `total` steps, `done` of which are behind us (a resumed run).
+
+    One bar at a time: work inside work that already has a bar (an evaluation inside a training) speaks in lines.
+    """
+    global _bar_is_shown
+    if not sys.stderr.isatty() or _bar_is_shown:
+        yield _Lines(what, total, done)
+        return
+    _bar_is_shown = True
+    try:
         with _bar(what, total, done) as bar:
             yield bar
-    else:
-        yield _Lines(what, total, done)
+    finally:
+        _bar_is_shown = False
 
 
 class _Lines:
@@ -83,6 +93,8 @@ def _bar(what: str, total: int | None, done: int) -> Iterator[Progress]:
 
         class Bar:
             def advance(self, steps: int = 1, note: str = "") -> None:
-                bars.update(task, advance=steps, **({"note": note} if note else {}))
+                bars.advance(task, steps)
+                if note:
+                    bars.update(task, note=note)
 
         yield Bar()
