@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,8 +43,8 @@ from reid_models.data.places import PLACES
 
 __all__ = [
     "LAYOUTS", "Appearance", "Camera", "Structure", "ToyRecords", "ToyWorldError", "camera_world", "clothes_distance",
-    "contact_sheet", "draw", "load_toy_records", "make_toy_dataset", "sample_appearance", "sample_people",
-    "sample_structure",
+    "contact_sheet", "draw", "load_toy_records", "make_toy_dataset", "parse_image_size", "sample_appearance",
+    "sample_people", "sample_structure",
 ]  # fmt: skip
 
 RECORDS_FILE = "toy.json"
@@ -548,6 +549,18 @@ def _passer_by(rng: np.random.Generator, look: Appearance) -> PasserBy:
         center_x=_within(rng, 0.68, 0.78),
         feet_y=_within(rng, 0.94, 0.96),
     )
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """ "128x64" as (128, 64).
+
+    Raises:
+        ConfigError: the text is not two numbers with an x between.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", text.strip(), re.ASCII)
+    if match is None:
+        raise ConfigError(f"image size {text!r}: expected height x width in pixels, e.g. 128x64")
+    return int(match.group(1)), int(match.group(2))
 
 
 def contact_sheet(root: Path | str, *, people: int = 8, pictures: int = 12) -> np.ndarray:
