@@ -1,0 +1,54 @@
+import errno
+import os
+
+import pytest
+
+from reid_eval.errors import OutputError, ReidError, Stopped, user_errors
+from reid_eval.features import FeatureFileError
+from reid_eval.files import ImageError
+
+
+def leave_with(error):
+    with pytest.raises(SystemExit) as exit_, user_errors():
+        raise error
+    return exit_.value.code
+
+
+@pytest.mark.parametrize("kind", [ReidError, OutputError, ImageError, FeatureFileError])
+def test_what_a_user_can_mend_is_one_line_on_stderr_and_exit_code_1(kind, capsys):
+    assert leave_with(kind("a.npz: not a feature file")) == 1
+    assert capsys.readouterr() == ("", "error: a.npz: not a feature file\n")
+
+
+def test_work_that_was_stopped_and_saved_has_its_own_exit_code(capsys):
+    assert leave_with(Stopped("time is up: saved iteration 5")) == 75
+    assert "saved iteration 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_says_so_and_names_the_file(number, capsys):
+    assert leave_with(OSError(number, os.strerror(number), "runs/log.jsonl")) == 1
+    assert "the disk is full while writing runs/log.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError])
+def test_a_path_that_cannot_be_used_is_named(kind, capsys):
+    assert leave_with(kind(1, "Some Reason", "runs/a")) == 1
+    assert capsys.readouterr().err == "error: runs/a: some reason\n"
+
+
+def test_control_c_leaves_with_130(capsys):
+    assert leave_with(KeyboardInterrupt()) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bug", [ValueError("ours"), OSError(errno.EIO, "Input/output error")], ids=["value", "disk"])
+def test_anything_else_is_a_bug_and_keeps_its_traceback(bug):
+    with pytest.raises(type(bug)), user_errors():
+        raise bug
+
+
+def test_what_goes_well_is_left_alone(capsys):
+    with user_errors():
+        pass
+    assert capsys.readouterr() == ("", "")

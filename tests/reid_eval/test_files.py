@@ -1,0 +1,227 @@
+import errno
+import hashlib
+import os
+import stat
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reid_eval.errors import OutputError
+from reid_eval.files import (
+    ImageError,
+    atomic_path,
+    claim_folder,
+    file_fingerprint,
+    fingerprint,
+    is_image_name,
+    list_images,
+    read_pixels,
+    save_image,
+    write_text,
+)
+
+
+def some_pixels(height=24, width=12):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+# --- listing --------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_listed_in_sorted_order_of_their_relative_path(tmp_path):
+    touch(tmp_path, "b/2.png", "b/10.JPG", "a-z/1.jpeg", "a/1.webp", "3.bmp")
+    names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert names == ["3.bmp", "a/1.webp", "a-z/1.jpeg", "b/10.JPG", "b/2.png"]
+    assert [path.name for path in list_images(str(tmp_path), recursive=False)] == ["3.bmp"]
+
+
+def test_hidden_files_and_folders_and_other_kinds_are_skipped(tmp_path):
+    touch(tmp_path, ".DS_Store", "._1.jpg", ".cache/1.jpg", "Thumbs.db", "notes.txt", "1.jpg", "jpg")
+    assert [path.name for path in list_images(tmp_path)] == ["1.jpg"]
+    assert not is_image_name(".1.jpg")
+
+
+def test_links_to_files_and_folders_are_followed(tmp_path):
+    touch(tmp_path, "real/1.jpg")
+    (tmp_path / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "one.jpg").symlink_to(tmp_path / "real" / "1.jpg")
+    assert len(list_images(tmp_path)) == 3
+
+
+def test_an_absent_folder_is_an_error_and_an_empty_one_is_not(tmp_path):
+    assert list_images(tmp_path) == []
+    with pytest.raises(ImageError, match=r"absent: no such folder; expected a folder of images"):
+        list_images(tmp_path / "absent")
+
+
+# --- decoding -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1"])
+def test_every_kind_of_picture_becomes_rgb_bytes(tmp_path, mode):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    Image.fromarray(some_pixels()).convert(mode).save(tmp_path / f"a.{suffix}")
+    pixels = read_pixels(tmp_path / f"a.{suffix}")
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (24, 12, 3))
+
+
+def test_a_png_gives_back_the_pixels_that_were_saved(tmp_path):
+    save_image(tmp_path / "a.png", some_pixels())
+    np.testing.assert_array_equal(read_pixels(tmp_path / "a.png"), some_pixels())
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("kept_share", [0.0, 0.1, 0.5, 0.9])
+def test_a_truncated_picture_is_an_error_that_names_it(tmp_path, suffix, kept_share):
+    file = tmp_path / f"0002_c1s1_000451_03.{suffix}"
+    save_image(file, some_pixels(128, 64))
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * kept_share)])
+    with pytest.raises(ImageError) as error:
+        read_pixels(file)
+    assert str(error.value).startswith(f"{file}: not a readable image")
+    assert "restore or remove this file" in str(error.value)
+
+
+def test_what_is_no_picture_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    with pytest.raises(ImageError, match=r"page\.jpg: not a readable image"):
+        read_pixels(tmp_path / "page.jpg")
+    with pytest.raises(ImageError, match=r"absent\.jpg: no such image file"):
+        read_pixels(tmp_path / "absent.jpg")
+    with pytest.raises(ImageError, match="not a readable image"):
+        read_pixels(tmp_path)
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def names_in(folder):
+    return sorted(os.listdir(folder))
+
+
+def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path):
+    with atomic_path(tmp_path / "new" / "out.txt") as part:
+        part.write_text("whole")
+        assert not (tmp_path / "new" / "out.txt").exists()
+        assert list_images(part.parent) == []
+    assert (tmp_path / "new" / "out.txt").read_text() == "whole"
+    assert names_in(tmp_path / "new") == ["out.txt"]
+
+
+def fail_halfway(file, failure):
+    with atomic_path(file) as part:
+        part.write_text("half")
+        raise failure
+
+
+@pytest.mark.parametrize("failure", [ValueError("bad"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+def test_a_block_that_fails_leaves_the_old_file_and_no_traces(tmp_path, failure):
+    write_text(tmp_path / "out.txt", "old")
+    with pytest.raises(type(failure)):
+        fail_halfway(tmp_path / "out.txt", failure)
+    assert (names_in(tmp_path), (tmp_path / "out.txt").read_text()) == (["out.txt"], "old")
+
+
+def test_a_full_disk_while_writing_keeps_the_old_file(tmp_path):
+    write_text(tmp_path / "out.txt", "old")
+    full_disk = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OutputError) as error:
+        fail_halfway(tmp_path / "out.txt", full_disk)
+    assert str(error.value).startswith(f"{tmp_path / 'out.txt'}: could not be written (No space left on device)")
+    assert "free some space" in str(error.value)
+    assert (names_in(tmp_path), (tmp_path / "out.txt").read_text()) == (["out.txt"], "old")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_fails_at_the_very_end_keeps_the_old_file(tmp_path, monkeypatch, call, number):
+    save_image(tmp_path / "out.png", some_pixels())
+    before = (tmp_path / "out.png").read_bytes()
+
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OutputError, match="nothing that existed was changed"):
+        save_image(tmp_path / "out.png", some_pixels()[::-1])
+    assert (names_in(tmp_path), (tmp_path / "out.png").read_bytes()) == (["out.png"], before)
+
+
+def test_a_folder_in_the_place_of_the_file_is_an_error(tmp_path):
+    (tmp_path / "out.txt").mkdir()
+    with pytest.raises(OutputError, match=r"out\.txt: could not be written"):
+        write_text(tmp_path / "out.txt", "text")
+    assert names_in(tmp_path) == ["out.txt"]
+
+
+def test_a_written_file_can_be_read_by_whoever_the_umask_allows(tmp_path):
+    write_text(tmp_path / "out.txt", "text")
+    (tmp_path / "plain.txt").write_text("text")
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("out.txt", "plain.txt")]
+    assert modes[0] == modes[1]
+
+
+def test_an_image_is_written_in_the_format_of_its_suffix(tmp_path):
+    for suffix, kind in {"jpg": "JPEG", "JPEG": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP"}.items():
+        save_image(tmp_path / f"a.{suffix}", some_pixels())
+        with Image.open(tmp_path / f"a.{suffix}") as image:
+            assert (image.format, image.size) == (kind, (12, 24))
+    with pytest.raises(OutputError, match=r"not \.gif"):
+        save_image(tmp_path / "a.gif", some_pixels())
+    with pytest.raises(OutputError, match="not without suffix"):
+        save_image(tmp_path / "a", some_pixels())
+
+
+# --- folders to write into ------------------------------------------------------------------------------------------
+
+
+def test_a_new_an_empty_and_our_own_folder_can_be_claimed(tmp_path):
+    folder = claim_folder(tmp_path / "a" / "run", "config.yaml", what="the run")
+    assert folder.is_dir()
+    assert claim_folder(folder, "config.yaml", what="the run") == folder
+    touch(folder, "config.yaml", "anything.txt")
+    assert claim_folder(str(folder), "config.yaml", what="the run") == folder
+
+
+def test_hidden_files_do_not_make_a_folder_foreign(tmp_path):
+    touch(tmp_path, ".DS_Store")
+    claim_folder(tmp_path, "config.yaml", what="the run")
+
+
+def test_a_folder_with_foreign_files_is_refused_and_left_alone(tmp_path):
+    touch(tmp_path, "thesis.tex", "photos/1.jpg")
+    with pytest.raises(OutputError) as error:
+        claim_folder(tmp_path, "config.yaml", what="the run")
+    for words in (str(tmp_path), "holds 2 other files or folders (photos, ...)", "nothing was changed", "--out"):
+        assert words in str(error.value)
+    assert names_in(tmp_path) == ["photos", "thesis.tex"]
+
+
+def test_a_file_cannot_be_claimed_as_a_folder(tmp_path):
+    touch(tmp_path, "runs")
+    with pytest.raises(OutputError, match="is a file; the run needs a folder"):
+        claim_folder(tmp_path / "runs", "config.yaml", what="the run")
+
+
+# --- fingerprints ---------------------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_tells_where_one_part_ends():
+    assert fingerprint(["ab", "c"]) != fingerprint(["a", "bc"])
+    assert fingerprint(["ab", "c"]) == fingerprint([b"ab", b"c"])
+    assert len(fingerprint([])) == 16
+
+
+def test_the_fingerprint_of_a_file_is_its_sha256(tmp_path):
+    content = bytes(range(256)) * 9000  # more than one block
+    (tmp_path / "a").write_bytes(content)
+    assert file_fingerprint(tmp_path / "a") == hashlib.sha256(content).hexdigest()
