@@ -41,7 +41,7 @@ class Augmentation:
     """How a training picture is varied; see `train_transform`."""
 
     flip: float = 0.5
-    pad: int = 10
+    pad_px: int = 10
     erase: float = 0.0
 
 
@@ -82,7 +82,7 @@ class PersonDataset(Dataset[tuple[Tensor, int, int]]):
                 self.image_hw,
                 generator=torch.Generator().manual_seed(seed),
                 flip=self.augmentation.flip,
-                pad=self.augmentation.pad,
+                pad=self.augmentation.pad_px,
                 erase=self.augmentation.erase,
             )
         return image, int(self.labels[row]), row

@@ -1,0 +1,250 @@
+import dataclasses
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from reid_eval.errors import OutputError, Stopped
+from reid_models.config import ConfigError, config_from_dict
+from reid_models.data.index import DatasetError, DatasetIndex
+from reid_models.runs import RunDir
+from reid_models.runtime import Runtime
+from reid_models.training import (
+    DivergedError,
+    OptimConfig,
+    ReidTrainConfig,
+    ScheduleConfig,
+    build_network,
+    make_optimizer,
+    train_reid,
+)
+
+# Four people of six pictures, eight pictures in a batch: three iterations make an epoch.
+TINY = {
+    "image_hw": [32, 16],
+    "network": {"trunk": "small", "width": 4, "weights": "none", "bottleneck": 16},
+    "sampler": {"ids_per_batch": 4, "images_per_id": 2},
+    "augmentation": {"pad_px": 2, "erase": 0.3},
+    "schedule": {"epochs": 4, "warmup_epochs": 1},
+    "num_workers": 0,
+    "log_every": 5,
+    "eval_every": 2,
+    "checkpoint_every": 1,
+}
+
+
+def tiny_config(**groups):
+    values = {**TINY}
+    for name, value in groups.items():
+        values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
+    return config_from_dict(ReidTrainConfig, values)
+
+
+def train(index, out, *, resume=False, stop_at=None, **groups):
+    return train_reid(
+        tiny_config(**groups), index, out, Runtime.from_environment("cpu"), resume=resume, stop_at=stop_at
+    )
+
+
+def assert_equal(found, expected, where=""):
+    """Nested containers of tensors and plain values are equal to the bit."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for position, (a, b) in enumerate(zip(found, expected, strict=True)):
+            assert_equal(a, b, f"{where}[{position}]")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
+def test_a_run_holds_its_log_its_checkpoints_and_a_picture_of_a_batch(toy_index, tmp_path):
+    run = train(toy_index, tmp_path / "run", keep_checkpoints=2)
+    assert run.iterations() == [9, 12]
+    log = run.read_log()
+    assert [line["iteration"] for line in log if "id" in line] == [5, 10, 12]
+    assert [line["iteration"] for line in log if "eval_map_hits" in line] == [6, 12]
+    assert {"id", "triplet", "lr", "epoch"} < log[0].keys()
+    assert (run.samples / "batch_00000000.png").is_file()
+    made_by = run.load().made_by
+    train_part = toy_index.split("train_all")
+    assert (made_by["num_ids"], made_by["index_fingerprint"]) == (4, train_part.fingerprint)
+    assert {"reid_models", "torch", "data", "layout"} <= made_by.keys()
+
+
+def test_the_best_checkpoint_is_the_one_of_the_highest_map(toy_index, tmp_path):
+    run = train(toy_index, tmp_path / "run", eval_every=1)
+    maps = {line["iteration"]: line["eval_map_hits"] for line in run.read_log() if "eval_map_hits" in line}
+    best = run.load("best")
+    assert maps[best.iteration] == max(maps.values()) == best.progress["best_map"]
+
+
+@pytest.mark.parametrize("stop_at", [4, 6], ids=["within-an-epoch", "where-an-evaluation-is-due"])
+def test_a_resumed_run_equals_one_that_never_stopped(toy_index, tmp_path, stop_at):
+    straight = train(toy_index, tmp_path / "straight")
+    with pytest.raises(Stopped, match=f"saved iteration {stop_at} .*--resume"):
+        train(toy_index, tmp_path / "stopped", stop_at=stop_at)
+    torch.manual_seed(99)
+    resumed = train(toy_index, tmp_path / "stopped", resume=True)
+    for which in ("last", "best"):
+        assert_equal(dataclasses.asdict(resumed.load(which)), dataclasses.asdict(straight.load(which)))
+    assert resumed.log_file.read_text() == straight.log_file.read_text()
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(toy_index, tmp_path):
+    schedule = {"epochs": 1}
+    runs = [train(toy_index, tmp_path / f"run{n}", schedule=schedule, seed=seed) for n, seed in enumerate([3, 3, 4])]
+    first, second, other = (run.log_file.read_text() for run in runs)
+    assert first == second != other
+
+
+def test_resuming_a_finished_run_does_nothing(toy_index, tmp_path):
+    run = train(toy_index, tmp_path / "run")
+    before = {file: file.stat().st_mtime_ns for file in run.checkpoints.iterdir()}
+    log = run.log_file.read_text()
+    train(toy_index, tmp_path / "run", resume=True)
+    assert {file: file.stat().st_mtime_ns for file in run.checkpoints.iterdir()} == before
+    assert run.log_file.read_text() == log
+
+
+def test_a_stop_signal_saves_and_can_be_resumed(toy_index, tmp_path):
+    """The signal comes once the first checkpoint is there, so that it meets the training and not its preparation."""
+    out = tmp_path / "run"
+
+    def send_when_running():
+        while not list(out.glob("checkpoints/*.pt")):
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send_when_running)
+    sender.start()
+    with pytest.raises(Stopped, match="SIGTERM: saved iteration") as caught:
+        train(toy_index, out, schedule={"epochs": 2000}, eval_every=2000)
+    sender.join()
+    assert caught.value.exit_code == 75
+    saved = RunDir.open(out).load()
+    assert f"saved iteration {saved.iteration} " in str(caught.value)
+
+
+def test_training_learns_to_tell_the_training_people_apart(toy_index, tmp_path):
+    log = train(
+        toy_index, tmp_path / "run", schedule={"epochs": 30}, optim={"lr": 0.003}, eval_every=30, log_every=15
+    ).read_log()
+    first, last = (line for line in (log[0], [line for line in log if "id" in line][-1]))
+    assert last["id"] < 0.7 * first["id"]
+    assert last["triplet"] < 0.7 * first["triplet"]
+
+
+def test_data_without_queries_is_trained_on_without_evaluation(toy_index, tmp_path, caplog):
+    run = train(toy_index.split("train_all"), tmp_path / "run", schedule={"epochs": 1})
+    assert "nothing is evaluated" in caplog.text
+    assert not any("eval_map_hits" in line for line in run.read_log())
+    assert not (run.checkpoints / "best.pt").exists()
+
+
+@pytest.mark.parametrize("groups", [{"loss": {"triplet": 0.0}}, {"loss": {"id": 0.0}}], ids=["id", "triplet"])
+def test_either_loss_can_be_left_out(toy_index, tmp_path, groups):
+    log = train(toy_index, tmp_path / "run", schedule={"epochs": 1}, **groups).read_log()
+    assert ("id" in log[0]) != ("triplet" in log[0])
+
+
+def test_shuffled_batches_train_with_the_identity_loss(toy_index, tmp_path):
+    run = train(
+        toy_index,
+        tmp_path / "run",
+        sampler={"kind": "shuffled", "batch_size": 6},
+        loss={"triplet": 0.0},
+        optim={"kind": "sgd", "lr": 0.02, "trunk_lr_factor": 0.1},
+        schedule={"epochs": 1},
+    )
+    assert run.iterations() == [4]
+
+
+def test_a_loss_that_is_not_finite_is_named_with_iteration_and_learning_rate(toy_index, tmp_path):
+    with pytest.raises(DivergedError, match=r"loss \w+ is (nan|inf) at iteration \d+, learning rate \S+; lower"):
+        train(toy_index, tmp_path / "run", optim={"kind": "sgd", "lr": 1e30}, schedule={"warmup_epochs": 0})
+
+
+def only(index, keep):
+    return DatasetIndex(index.root, index.layout, tuple(record for record in index if keep(record)))
+
+
+@pytest.mark.parametrize(
+    ("keep", "groups", "message"),
+    [
+        (lambda record: record.split != "train" or record.pid == 2, {}, "training data has 1 identity"),
+        (lambda record: record.split != "train" or record.camid == 1, {}, "all 12 training pictures are from camera 1"),
+        (lambda record: record.split == "train" or record.camid == 1, {}, "no query has its person in the gallery"),
+        (lambda record: True, {"sampler": {"ids_per_batch": 5}}, "ids_per_batch is 5, but .* has 4 identities"),
+        (lambda record: record.split != "train", {}, "no images in split train_all"),
+    ],
+    ids=["one-identity", "one-camera", "one-test-camera", "p-too-large", "no-training-data"],
+)
+def test_data_that_cannot_be_trained_on_leaves_nothing_behind(toy_index, tmp_path, keep, groups, message):
+    with pytest.raises(DatasetError, match=message) as caught:
+        train(only(toy_index, keep), tmp_path / "run", **groups)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"sampler": {"images_per_id": 1}}, "sampler.images_per_id: a triplet needs at least 2"),
+        ({"sampler": {"kind": "shuffled"}}, "needs sampler.kind=identity"),
+        ({"sampler": {"ids_per_batch": 1}}, "sampler.ids_per_batch: must be at least 2"),
+        ({"loss": {"id": 0.0, "triplet": 0.0}}, "not both 0"),
+        ({"optim": {"lr": 0.0}}, "optim.lr: must be positive"),
+        ({"image_hw": [8, 8]}, "image_hw: height and width"),
+        ({"network": {"last_stride": 3}}, "network.last_stride"),
+        ({"seed": -1}, "seed: must be at least 0"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints: must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(groups, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_config(**groups)
+
+
+def test_an_existing_run_is_not_written_over(toy_index, tmp_path):
+    train(toy_index, tmp_path / "run", schedule={"epochs": 1})
+    with pytest.raises(OutputError, match="--resume"):
+        train(toy_index, tmp_path / "run", schedule={"epochs": 1})
+
+
+def test_warm_up_climbs_in_a_straight_line_and_steps_follow_the_finished_epochs():
+    schedule = ScheduleConfig(kind="multistep", epochs=10, warmup_epochs=2, warmup_factor=0.1, milestones=[5, 8])
+    factors = [schedule.lr_factor(iteration, 10) for iteration in (0, 10, 20, 49, 50, 79, 80, 99)]
+    np.testing.assert_allclose(factors, [0.1, 0.55, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_the_published_step_schedule_is_reproduced():
+    """Learning rate 2e-4 with steps after epochs 320 and 380: 2e-4 in epoch 320, 2e-5 in 321, 2e-6 in 381."""
+    schedule = ScheduleConfig(kind="multistep", epochs=400, warmup_epochs=0, milestones=[320, 380])
+    rates = [2e-4 * schedule.lr_factor((epoch - 1) * 47, 47) for epoch in (1, 320, 321, 380, 381, 400)]
+    np.testing.assert_allclose(rates, [2e-4, 2e-4, 2e-5, 2e-5, 2e-6, 2e-6])
+
+
+def test_the_cosine_falls_from_one_to_its_last_value():
+    schedule = ScheduleConfig(kind="cosine", epochs=12, warmup_epochs=2, warmup_factor=0.5, final_factor=0.2)
+    factors = [schedule.lr_factor(iteration, 10) for iteration in (0, 10, 20, 70, 120)]
+    np.testing.assert_allclose(factors, [0.5, 0.75, 1, 0.6, 0.2])
+
+
+def test_the_trunk_has_its_own_learning_rate_and_every_parameter_has_one_group():
+    network = build_network(tiny_config().network, 4)
+    optimizer = make_optimizer(network, OptimConfig(kind="sgd", lr=0.02, trunk_lr_factor=0.1))
+    trunk, head = optimizer.param_groups
+    assert (trunk["lr"], head["lr"]) == pytest.approx((0.002, 0.02))
+    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in network.parameters())
+    assert {id(p) for p in trunk["params"]} == {id(p) for p in network.trunk.parameters()}
