@@ -1,8 +1,8 @@
 """The networks of DG-Net as one thing to encode, swap and save.
 
-    model = DGNet.load("runs/dgnet")                  # evaluation mode, on the best device there is
-    codes = model.encode(images)                      # Codes(appearance (B, D), structure (B, C, h, w))
-    swapped = model.decode(Codes(codes.appearance.flip(0), codes.structure))
+model = DGNet.load("runs/dgnet")                  # evaluation mode, on the best device there is
+codes = model.encode(images)                      # Codes(appearance (B, D), structure (B, C, h, w))
+swapped = model.decode(Codes(codes.appearance.flip(0), codes.structure))
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ class DGNet:
         )
 
     @classmethod
-    def load(
-        cls, run: Path | str | RunDir, which: int | Literal["last"] = "last", *, device: str = "auto"
-    ) -> DGNet:
+    def load(cls, run: Path | str | RunDir, which: int | Literal["last"] = "last", *, device: str = "auto") -> DGNet:
         """A trained DG-Net in evaluation mode, from a run folder and an iteration.
 
         Raises:

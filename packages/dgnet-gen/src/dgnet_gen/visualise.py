@@ -16,7 +16,8 @@ from torch import Tensor
 from dgnet_gen.model import Codes, DGNet
 from dgnet_gen.networks.decoder import mix
 from reid_eval.files import read_pixels
-from reid_models.data.transforms import eval_transform, to_pixels
+from reid_models.data.index import DatasetError, DatasetIndex
+from reid_models.data.transforms import eval_transform, resize_pixels, to_pixels
 
 GAP_PX = 2
 
@@ -80,3 +81,31 @@ def _put(sheet: np.ndarray, pixels: np.ndarray, top: int, left: int) -> None:
 
 def _read(paths: Sequence[Path], image_hw: tuple[int, int]) -> Tensor:
     return torch.stack([eval_transform(read_pixels(path), image_hw) for path in paths])
+
+
+def pick_people(index: DatasetIndex, rows: int, columns: int, *, seed: int = 0) -> tuple[list[Path], list[Path]]:
+    """Pictures of different people for a sheet: `rows` structures and `columns` appearances.
+
+    One picture per person; people are repeated, with other pictures, only when there are too few. Junk and distractors
+    are left out.
+    """
+    rng = np.random.default_rng([seed, 5])
+    people = [pid for pid in index.labels if pid > 0]
+    if not people:
+        raise DatasetError(f"{index.root}: no pictures of known people to swap")
+    pids = index.pids
+
+    def pick(count: int) -> list[Path]:
+        chosen: list[int] = []
+        while len(chosen) < count:
+            chosen += [int(pid) for pid in rng.permutation(people)]
+        return [index[int(rng.choice(np.flatnonzero(pids == pid)))].path for pid in chosen[:count]]
+
+    return pick(rows), pick(columns)
+
+
+def enlarged(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """The same picture `factor` times as large, smoothly."""
+    if factor == 1:
+        return pixels
+    return resize_pixels(pixels, (pixels.shape[0] * factor, pixels.shape[1] * factor))
