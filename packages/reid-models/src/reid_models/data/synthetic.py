@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,12 +126,12 @@ def sample_appearance(rng: np.random.Generator) -> Appearance:
         hair_style=_pick(rng, _HAIR_STYLES, (0.42, 0.22, 0.11, 0.15, 0.10)),
         top=top,
         top_second=second,
-        top_pattern=_pick(rng, _PATTERNS, (0.34, 0.13, 0.10, 0.15, 0.12, 0.16)),
+        top_pattern=_pick(rng, _PATTERNS, (0.26, 0.15, 0.11, 0.17, 0.13, 0.18)),
         sleeves=_pick(rng, _SLEEVES),
         bottom=bottom,
-        bottom_kind=_pick(rng, _BOTTOM_KINDS, (0.60, 0.22, 0.18)),
+        bottom_kind=_pick(rng, _BOTTOM_KINDS, (0.54, 0.22, 0.24)),
         shoes=_cloth(rng, _SHOES),
-        bag_kind=_pick(rng, _BAG_KINDS, (0.46, 0.26, 0.16, 0.12)),
+        bag_kind=_pick(rng, _BAG_KINDS, (0.34, 0.30, 0.20, 0.16)),
         bag=_unlike(rng, top),
     )
 
@@ -563,8 +564,8 @@ def parse_image_size(text: str) -> tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
-def contact_sheet(root: Path | str, *, people: int = 8, pictures: int = 12) -> np.ndarray:
-    """Some people of a toy dataset, drawn at twice their size: a row each, from the first camera to the last.
+def contact_sheet(root: Path | str, *, people: int = 6, pictures: int = 12) -> np.ndarray:
+    """Some people of a toy dataset, drawn at twice their size without noise: a row each, from camera to camera.
 
     Shapes:
         returns  (H, W, 3)  uint8, RGB
@@ -579,11 +580,13 @@ def contact_sheet(root: Path | str, *, people: int = 8, pictures: int = 12) -> n
     rows = []
     for look, structures in list(of_person.items())[:people]:
         structures.sort(key=lambda structure: structure.camid)
-        chosen = structures[:: max(1, len(structures) // pictures)][:pictures]
+        cameras = [list(group) for _, group in groupby(structures, key=lambda structure: structure.camid)]
+        per_camera = max(1, pictures // len(cameras))
+        chosen = [structure for group in cameras for structure in group[:per_camera]][:pictures]
         row = np.full((height + _GAP_PX, pictures * (width + _GAP_PX), 3), 255, np.uint8)
         for column, structure in enumerate(chosen):
             left = column * (width + _GAP_PX)
-            row[:height, left : left + width] = draw(look, structure, (height, width))
+            row[:height, left : left + width] = draw(look, replace(structure, noise=0.0), (height, width))
         rows.append(row)
     return np.concatenate(rows)[:-_GAP_PX, :-_GAP_PX]
 
