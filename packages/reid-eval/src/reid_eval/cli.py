@@ -5,13 +5,18 @@ Results go to stdout, progress and remarks to stderr. Heavy imports wait until a
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import rich_click as click
 
 from reid_eval import __version__
 from reid_eval.errors import user_errors
+
+if TYPE_CHECKING:
+    from reid_eval.report import MetricResult
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,6 +75,99 @@ def rank(
             for result in results:
                 result.save(out)
             click.echo(f"wrote {len(results)} metric files into {out}", err=True)
+
+
+@main.command()
+@click.argument("real", type=click.Path(path_type=Path))
+@click.argument("fake", type=click.Path(path_type=Path))
+@click.option(
+    "--extractor",
+    "extractor_name",
+    default="inception",
+    show_default=True,
+    help="inception; reid:RUN, a trained re-ID run; or random, for demonstration only.",
+)
+@click.option("--weights", type=click.Path(path_type=Path), help="Inception's weight file; else the torch hub cache.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the metric file into this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def fid(
+    real: Path,
+    fake: Path,
+    extractor_name: str,
+    weights: Path | None,
+    batch_size: int,
+    device: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the Frechet distance between the pictures of two folders.
+
+    \b
+    Example:
+      reid-eval fid data/market/train_all runs/dgnet/fake/00100000
+      reid-eval fid data/market/train_all runs/dgnet/fake/00100000 --extractor reid:runs/teacher
+    """
+    with user_errors():
+        from reid_eval.fid import extractor_from_name
+        from reid_eval.fid import fid as measure
+
+        extractor = extractor_from_name(extractor_name, weights=weights, device=device)
+        result = measure(real, fake, extractor, batch_size=batch_size)
+        _show(result, out, as_json)
+
+
+@main.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path), required=False)
+@click.option("--pairs", type=click.IntRange(min=1), default=10, show_default=True, help="Random pairs per identity.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the pairs.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the metric file into this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def ssim(first: Path, second: Path | None, pairs: int, seed: int, out: Path | None, as_json: bool) -> None:
+    """Print how alike pictures are.
+
+    One folder: mean SSIM of random pairs within each identity's folder, which measures how varied they are, not how
+    good. Two folders: mean SSIM of pictures with equal names.
+
+    \b
+    Example:
+      reid-eval ssim runs/dgnet/fake/00100000
+      reid-eval ssim reconstructed/ originals/
+    """
+    with user_errors():
+        from reid_eval.similarity import ssim_of_pairs, ssim_within_identity
+
+        result = ssim_of_pairs(first, second) if second else ssim_within_identity(first, pairs=pairs, seed=seed)
+        _show(result, out, as_json)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
+@click.option("--title", default="Report", show_default=True)
+def report(folder: Path, out: Path, title: str) -> None:
+    """Collect the metric files and sample sheets below a folder into one self-contained page.
+
+    \b
+    Example:
+      reid-eval report runs --out report.html
+    """
+    with user_errors():
+        from reid_eval.report import report_of_folder, write_report
+
+        click.echo(write_report(out, report_of_folder(folder, title=title)))
+
+
+def _show(result: MetricResult, out: Path | None, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(result), indent=2))
+    else:
+        unit = f" {result.unit}" if result.unit else ""
+        click.echo(f"{result.name}: {result.value:.4f}{unit}\n  {result.protocol}")
+    if out is not None:
+        click.echo(f"wrote {result.save(out)}", err=True)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Extractor(Protocol):
     """Pictures of any size in, one feature vector each out."""
 
     name: str
-    """names the metric: fid_<name>"""
+    """names the metric, fid_<name up to a colon>"""
     description: str
     """network, weights and resize, for the protocol sentence"""
     num_features: int
@@ -284,7 +284,7 @@ def fid(real: Path | str, fake: Path | str, extractor: Extractor, *, batch_size:
     if few < extractor.num_features:
         protocol += f"; {few} pictures are fewer than {extractor.num_features} features, so the value is biased upwards"
     return MetricResult(
-        name=f"fid_{extractor.name}",
+        name=f"fid_{extractor.name.partition(':')[0]}",
         value=value,
         higher_is_better=False,
         protocol=protocol,

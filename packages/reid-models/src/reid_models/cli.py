@@ -5,6 +5,8 @@ Results go to stdout, progress and remarks to stderr. Heavy imports wait until a
 
 from __future__ import annotations
 
+import sys
+import json
 from pathlib import Path
 
 import rich_click as click
@@ -63,6 +65,165 @@ def toy(
         if preview is not None:
             save_image(preview, contact_sheet(out))
             click.echo(f"wrote {preview}", err=True)
+
+
+_layout = click.option("--layout", default="auto", show_default=True, help="The layout; auto recognises it by content.")
+
+
+@main.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@_layout
+@click.option("--decode", is_flag=True, help="Read every picture too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(data: Path, layout: str, decode: bool, as_json: bool) -> None:
+    """Say what a dataset holds, what it should hold, and what to do about the difference.
+
+    DATA is a folder in any known layout, whatever it is called, or a CSV. The exit code is 0 when training could start
+    and 1 when it could not.
+
+    \b
+    Example:
+      reid-models check Market-1501-v15.09.15 --decode
+    """
+    with user_errors():
+        from reid_models.data.check import check_dataset
+
+        result = check_dataset(data, layout=layout, decode=decode)
+    click.echo(result.to_json() if as_json else result.to_text())
+    sys.exit(0 if result.can_train else 1)
+
+
+@main.command()
+@click.option("--raw", type=click.Path(path_type=Path), required=True, help="The dataset as it was unpacked.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new or empty folder, or an earlier one.")
+@_layout
+@click.option("--copy", is_flag=True, help="Copy the pictures instead of linking them.")
+def prepare(raw: Path, out: Path, layout: str, copy: bool) -> None:
+    """Lay a dataset out as one folder per identity: train_all, train, val, query, gallery, multi-query.
+
+    Nothing is moved or removed. Run again, it adds what is missing.
+
+    \b
+    Example:
+      reid-models prepare --raw Market-1501-v15.09.15 --out data/market
+    """
+    with user_errors():
+        from reid_models.data.prepare import prepare_dataset
+
+        index = prepare_dataset(raw, out, layout=layout, copy=copy)
+    for split in ("train_all", *index.splits):
+        part = index.split(split)
+        click.echo(f"{split:<12}{len(part):>8} images{part.num_ids:>7} ids")
+
+
+_PATH = click.Path(path_type=Path)
+_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+
+
+@main.command()
+@click.option("--config", "config_file", type=_PATH, help="YAML settings; without it a full-size ResNet-50.")
+@click.option("--data", type=_PATH, required=True, help="A dataset, prepared or raw.")
+@click.option("--out", type=_PATH, required=True, help="The run's folder.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@_device
+@click.option("--max-hours", type=float, help="Save and leave with exit code 75 after this many hours.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def train(
+    config_file: Path | None,
+    data: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    resume: bool,
+    device: str,
+    max_hours: float | None,
+    as_json: bool,
+) -> None:
+    """Train a re-identification network and evaluate it as it goes.
+
+    SIGTERM, SIGINT and --max-hours save and leave with exit code 75; the same command with --resume goes on as if it
+    had never stopped.
+
+    \b
+    Example:
+      reid-models train --config configs/baseline_market.yaml --data data/market --out runs/teacher
+    """
+    with user_errors():
+        from reid_models.config import load_config
+        from reid_models.data.index import DatasetIndex
+        from reid_models.runtime import Runtime
+        from reid_models.training import ReidTrainConfig, train_reid
+
+        config = load_config(ReidTrainConfig, config_file, overrides)
+        runtime = Runtime.from_environment(device, config.precision, max_hours)
+        run = train_reid(config, DatasetIndex.open(data), out, runtime, resume=resume)
+        last = run.load("last")
+        best_map = last.progress["best_map"]
+    click.echo(f"wrote {run.path}", err=True)
+    if as_json:
+        click.echo(json.dumps({"run": str(run.path), "iteration": last.iteration, "best_map_hits": best_map}))
+    else:
+        measured = "not evaluated" if best_map is None else f"best mAP {best_map:.4f}"
+        click.echo(f"{run.path}: {last.iteration} iterations, {measured}")
+
+
+@main.command()
+@click.option("--run", "run_path", type=_PATH, required=True, help="A trained run's folder.")
+@click.option("--out", type=_PATH, help="The feature file (.npz); by default features.npz in the run's folder.")
+@click.option("--data", type=_PATH, help="The dataset; by default the one the run was trained on.")
+@click.option("--which", default="last", show_default=True, help="The checkpoint: last, best, or its iteration.")
+@click.option("--flip/--no-flip", default=True, show_default=True, help="Add the vector of the mirrored picture.")
+@click.option("--untrained", is_flag=True, help="The same network as its training found it, to compare with.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@_device
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def extract(
+    run_path: Path,
+    out: Path | None,
+    data: Path | None,
+    which: str,
+    flip: bool,
+    untrained: bool,
+    batch_size: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Write the feature file of a dataset's query and gallery, which reid-eval rank reads.
+
+    \b
+    Example:
+      reid-models extract --run runs/teacher --out runs/teacher/features.npz
+    """
+    with user_errors():
+        from reid_models.data.index import DatasetError, DatasetIndex
+        from reid_models.extraction import extract_features, load_embedder, parse_which
+        from reid_models.runs import RunDir
+        from reid_models.training import ReidTrainConfig
+
+        run = RunDir.open(run_path, "reid")
+        root = data or Path(str(run.made_by["data"]))
+        if not root.exists():
+            raise DatasetError(f"{root}: the dataset is not there; give the folder that holds it with --data")
+        embedder = load_embedder(run_path, parse_which(which), device, untrained=untrained)
+        features = extract_features(
+            embedder,
+            DatasetIndex.open(root),
+            flip=flip,
+            batch_size=batch_size,
+            num_workers=run.config(ReidTrainConfig).num_workers,
+        )
+        file = out or run_path / "features.npz"
+        features.save(file)
+    click.echo(f"wrote {file}", err=True)
+    summary = {
+        "file": str(file),
+        "query": len(features.query),
+        "gallery": len(features.gallery),
+        "num_features": features.num_features,
+        "extractor": embedder.name,
+    }
+    text = "{query} query and {gallery} gallery pictures, {num_features} numbers each, by {extractor}"
+    click.echo(json.dumps(summary) if as_json else text.format(**summary))
 
 
 if __name__ == "__main__":

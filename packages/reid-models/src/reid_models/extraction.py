@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import reid_models
 from reid_eval.features import ReidFeatures
 from reid_eval.progress import track
-from reid_models.config import config_from_dict
+from reid_models.config import ConfigError, config_from_dict
 from reid_models.data.index import DatasetIndex
 from reid_models.data.loading import PersonDataset, make_loader
 from reid_models.data.samplers import in_order
@@ -28,6 +28,19 @@ from reid_models.runs import RunDir
 from reid_models.runtime import Runtime
 
 Which = int | Literal["last", "best"]
+
+
+def parse_which(text: str) -> Which:
+    """What `--which` says: last, best, or an iteration.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if text in ("last", "best"):
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise ConfigError(f"--which {text}: expected last, best, or the iteration of a checkpoint")
 
 
 class Embedder(Protocol):
@@ -153,6 +166,8 @@ class FrechetExtractor:
     def __init__(self, embedder: NetworkEmbedder) -> None:
         self.embedder = embedder
         self.name, self.num_features = embedder.name, embedder.num_features
+        height, width = embedder.image_hw
+        self.description = f"embeddings of {embedder.name}, {self.num_features} features, bicubic to {height}x{width}"
 
     def __call__(self, pixels_batch: list[np.ndarray]) -> np.ndarray:
         """Pixels of any sizes to embeddings (B, num_features), float32, of whatever length they have."""
