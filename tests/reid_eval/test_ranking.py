@@ -254,6 +254,7 @@ def test_the_match_curve_reaches_beyond_a_short_gallery_and_never_falls():
     scores = rank_distances(np.array([[0.1, 0.2, 0.3]]), [7], [1], [3, 7, 4], [2, 2, 2])
     assert scores.cmc_curve(5).tolist() == [0, 1, 1, 1, 1]
     assert (np.diff(scores.cmc) >= 0).all()
+    assert scores.cmc_curve(1).tolist() == [0]  # the first hit lies just beyond the end
 
 
 # --- laws -----------------------------------------------------------------------------------------------------------

@@ -73,7 +73,8 @@ def slow_rerank(distance_sq, num_query, params):
         for j in expanded:
             encoding[i, j] = np.exp(-original[i, j])
         encoding[i] /= encoding[i].sum() or 1  # among duplicates a point may be missing from its own list
-    encoding = np.stack([encoding[lists[i][: params.k2]].mean(axis=0) for i in range(num_points)])
+    if params.k2 > 1:
+        encoding = np.stack([encoding[lists[i][: params.k2]].mean(axis=0) for i in range(num_points)])
     shared = np.minimum(encoding[:num_query, None], encoding[None, num_query:]).sum(axis=2)
     jaccard = 1 - shared / (2 - shared)
     return (1 - params.lambda_) * jaccard + params.lambda_ * original[:num_query, num_query:]
@@ -113,9 +114,10 @@ def test_the_written_down_example_gives_its_published_distances(params, first_ro
         assert found.sum(dtype=float) == pytest.approx(total, abs=1e-5)
 
 
-def test_duplicates_are_ordered_by_their_row_and_stay_finite():
+@pytest.mark.parametrize("k2", [1, 2])
+def test_duplicates_are_ordered_by_their_row_and_stay_finite(k2):
     points = np.repeat(np.random.default_rng(2).normal(size=(6, 4)).astype(np.float32), 5, axis=0)
-    params = RerankParams(k1=3, k2=2)
+    params = RerankParams(k1=3, k2=k2)
     expected = slow_rerank(squared_distances(points, points).astype(np.float64), 4, params)
     np.testing.assert_allclose(rerank(points[:4], points[4:], params), expected, atol=5e-7)
 
