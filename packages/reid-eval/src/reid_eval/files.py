@@ -1,9 +1,9 @@
 """Images and outputs on disk: sorted listings, RGB decoding, complete-or-absent writes, hashes.
 
-    for path in list_images("query"):
-        pixels = read_pixels(path)              # uint8, RGB, (H, W, 3)
-    with atomic_path(Path("out.npz")) as part:  # out.npz appears whole, or not at all
-        part.write_bytes(...)
+for path in list_images("query"):
+    pixels = read_pixels(path)              # uint8, RGB, (H, W, 3)
+with atomic_path(Path("out.npz")) as part:  # out.npz appears whole, or not at all
+    part.write_bytes(...)
 """
 
 from __future__ import annotations
@@ -157,3 +157,10 @@ def file_fingerprint(path: Path | str) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def describe_images(root: Path | str, paths: Iterable[Path]) -> dict[str, str | int]:
+    """What a set of pictures below `root` was, for a metric's `made_by`: folder, number, hash of names and contents."""
+    listed = list(paths)
+    parts = (part for path in listed for part in (path.relative_to(root).as_posix(), path.read_bytes()))
+    return {"folder": str(root), "images": len(listed), "fingerprint": fingerprint(parts)}

@@ -1,10 +1,13 @@
 """How alike two pictures are (SSIM, PSNR), and how varied the pictures of one person are.
 
-SSIM here is that of scikit-image's defaults: a uniform 7 x 7 window, sample covariance, per RGB channel, windows that
-lie wholly inside, data range 255. Other programs call other numbers SSIM; results name this one.
+Pixels in (uint8, RGB, 0..255), numbers out. Several different numbers are called SSIM; the one here is scikit-image's
+default (a uniform 7x7 window, sample covariance, data range 255), computed on each RGB channel, windows wholly inside
+the picture, mean over positions and channels. `SSIM_PROTOCOL` says so in every result.
 
-    ssim(made, truth)                                   # -1..1, 1 for equal pictures
-    ssim_within_identity("fake", pairs=10, seed=0)      # MetricResult: diversity, not fidelity
+    ssim(made, truth)                                 # at most 1, and 1 for equal pictures
+    psnr_db(made, truth)                              # dB, infinite for equal pictures
+    ssim_within_identity("fake", pairs=10, seed=0)    # MetricResult: diversity, not fidelity
+    ssim_of_pairs("made", "truth")                    # MetricResult: fidelity
 """
 
 from __future__ import annotations
@@ -13,15 +16,20 @@ import math
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 import reid_eval
 from reid_eval.errors import ReidError
-from reid_eval.files import fingerprint, list_images, read_pixels
+from reid_eval.files import describe_images, fingerprint, list_images, read_pixels
 from reid_eval.progress import track
 from reid_eval.report import MetricResult
 
-WINDOW = 7
-SSIM_PROTOCOL = "RGB 0..255, uniform 7x7 window, sample covariance, mean over positions and channels, at native size"
+WINDOW_PX = 7
+DATA_RANGE = 255
+SSIM_PROTOCOL = (
+    "SSIM on RGB 0..255 at native size: uniform 7x7 window, sample covariance, data range 255, "
+    "mean over inner positions and channels (scikit-image's default)."
+)
 
 
 class SimilarityError(ReidError):
@@ -29,129 +37,165 @@ class SimilarityError(ReidError):
 
 
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
-    """Structural similarity of two pictures (Wang et al. 2004, with scikit-image's default window), -1..1.
+    """Structural similarity (Wang et al. 2004) of two pictures; at most 1, and 1 for equal pictures.
 
     Shapes:
-        first, second  (H, W, 3) or (H, W)  uint8, equal sizes of at least 7 x 7
+        first, second  (H, W, 3) or (H, W)  uint8, H and W at least 7
+        returns        mean over the (H - 6, W - 6) windows wholly inside, then over channels
 
     Raises:
-        SimilarityError: the sizes differ or are below the window.
+        SimilarityError: the sizes differ, or are smaller than the window.
     """
     _refuse_unequal(first, second)
-    if min(first.shape[:2]) < WINDOW:
-        raise SimilarityError(
-            f"a picture of {first.shape[0]} x {first.shape[1]} is smaller than SSIM's window of 7 x 7"
-        )
-    # 8-bit sums over a window stay below 2^53 in float64: the moments are exact.
+    height, width = first.shape[:2]
+    if min(height, width) < WINDOW_PX:
+        raise SimilarityError(f"pictures of {height}x{width} pixels: SSIM needs at least {WINDOW_PX}x{WINDOW_PX}")
     x, y = first.astype(np.float64), second.astype(np.float64)
-    count = WINDOW * WINDOW
-    mean_x, mean_y = _window_sum(x) / count, _window_sum(y) / count
-    unbiased = count / (count - 1)
-    var_x = unbiased * (_window_sum(x * x) / count - mean_x * mean_x)
-    var_y = unbiased * (_window_sum(y * y) / count - mean_y * mean_y)
-    cov = unbiased * (_window_sum(x * y) / count - mean_x * mean_y)
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    numerator = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
-    denominator = (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
-    return float((numerator / denominator).mean())
+    area = WINDOW_PX * WINDOW_PX
+    to_sample = area / (area - 1)
+    mean_x, mean_y = _window_sums(x) / area, _window_sums(y) / area
+    var_x = to_sample * (_window_sums(x * x) / area - mean_x * mean_x)
+    var_y = to_sample * (_window_sums(y * y) / area - mean_y * mean_y)
+    cov_xy = to_sample * (_window_sums(x * y) / area - mean_x * mean_y)
+    c1, c2 = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
+    alike = (2 * mean_x * mean_y + c1) * (2 * cov_xy + c2)
+    largest = (mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2)
+    return float((alike / largest).mean())
 
 
-def _window_sum(x: np.ndarray) -> np.ndarray:
-    """Sums over all 7 x 7 windows that lie wholly inside."""
-    total = np.cumsum(np.pad(x, [(1, 0)] + [(0, 0)] * (x.ndim - 1)), axis=0)
-    x = total[WINDOW:] - total[:-WINDOW]
-    total = np.cumsum(np.pad(x, [(0, 0), (1, 0)] + [(0, 0)] * (x.ndim - 2)), axis=1)
-    return total[:, WINDOW:] - total[:, :-WINDOW]
+def _window_sums(values: np.ndarray) -> np.ndarray:
+    """Sums over all 7x7 windows: (H, W, ...) to (H - 6, W - 6, ...), exact, because the values are integers."""
+    for axis in (0, 1):
+        padding = [(1, 0) if other == axis else (0, 0) for other in range(values.ndim)]
+        running = np.moveaxis(np.cumsum(np.pad(values, padding), axis=axis), axis, 0)
+        values = np.moveaxis(running[WINDOW_PX:] - running[:-WINDOW_PX], 0, axis)
+    return values
 
 
 def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB for uint8 pictures of equal size; infinite for equal ones."""
+    """Peak signal-to-noise ratio of two 8-bit pictures in dB; infinite for equal pictures.
+
+    Raises:
+        SimilarityError: the sizes differ.
+    """
     _refuse_unequal(first, second)
-    error = float(np.square(first.astype(np.float64) - second.astype(np.float64)).mean())
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    error_sq = float(np.square(first.astype(np.float64) - second.astype(np.float64)).mean())
+    return math.inf if error_sq == 0 else 10 * math.log10(DATA_RANGE**2 / error_sq)
 
 
 def _refuse_unequal(first: np.ndarray, second: np.ndarray) -> None:
+    for pixels in (first, second):
+        if pixels.dtype != np.uint8:
+            raise SimilarityError(f"pixels of type {pixels.dtype}: expected uint8, 0..255")
     if first.shape != second.shape:
-        raise SimilarityError(f"pictures of {first.shape} and {second.shape} cannot be compared; resize one of them")
+        raise SimilarityError(
+            f"pictures of different size, {_size(first)} and {_size(second)}: resize one of them before comparing"
+        )
 
 
-def ssim_within_identity(root: Path | str, *, pairs: int = 10, seed: int = 0) -> MetricResult:
-    """Mean SSIM of random pairs of pictures inside each identity's folder: lower means more varied pictures.
+def _size(pixels: np.ndarray) -> str:
+    return "x".join(map(str, pixels.shape))
 
-    This measures diversity, not fidelity. Draws `pairs` pairs per folder of two or more pictures; when two pictures of
-    a pair differ in size, the second is resized (bicubic) to the first's and this is counted.
+
+def ssim_within_identity(
+    root: Path | str, *, pairs: int = 10, seed: int = 0, name: str = "ssim_within_identity"
+) -> MetricResult:
+    """Mean SSIM of random pairs of pictures inside each identity's folder: the lower, the more varied the pictures.
+
+    This is diversity, not fidelity. `root` holds one folder per identity, at any depth; each folder's pairs follow
+    from `seed` and its own name. Folders of one picture are skipped and counted. Where the pictures of a pair differ
+    in size, the second is resized to the first (bicubic) and counted. `name` names the result, when several sets of
+    pictures are measured for one report: `ssim_within_identity_real`.
 
     Raises:
         SimilarityError: no folder below `root` holds two pictures.
-        ImageError: no such folder, or a picture cannot be read.
+        ImageError: there is no such folder, or a picture cannot be read.
     """
     root = Path(root)
+    if pairs < 1:
+        raise SimilarityError(f"pairs = {pairs}: expected at least 1 pair per identity")
+    paths = list_images(root)
     folders: dict[Path, list[Path]] = {}
-    for path in list_images(root):
+    for path in paths:
         if path.parent != root:
             folders.setdefault(path.parent, []).append(path)
-    usable = {folder: paths for folder, paths in folders.items() if len(paths) > 1}
-    if not usable:
-        raise SimilarityError(f"{root}: no folder with two pictures below it; expected one folder per identity")
-    values, resized = [], 0
-    for number, (folder, paths) in enumerate(track(sorted(usable.items()), "SSIM")):
-        rng = np.random.default_rng([seed, number])
-        per_folder = []
+    varied = {folder: members for folder, members in folders.items() if len(members) > 1}
+    if not varied:
+        raise SimilarityError(
+            f"{root}: {len(paths)} pictures in {len(folders)} folders, none of which holds two pictures; "
+            "expected one folder per identity"
+        )
+    values: list[float] = []
+    num_resized = 0
+    for folder, members in track(sorted(varied.items()), f"SSIM within {root}"):
+        rng = np.random.default_rng([seed, int(fingerprint([folder.relative_to(root).as_posix()]), 16)])
         for _ in range(pairs):
-            a, b = rng.choice(len(paths), 2, replace=False)
-            first, second = read_pixels(paths[a]), read_pixels(paths[b])
+            first, second = (read_pixels(members[chosen]) for chosen in rng.choice(len(members), 2, replace=False))
             if first.shape != second.shape:
-                second, resized = _resized_to(second, first), resized + 1
-            per_folder.append(ssim(first, second))
-        values.append(float(np.mean(per_folder)))
-    single = len(folders) - len(usable)
+                second = _resized_like(second, first)
+                num_resized += 1
+            values.append(ssim(first, second))
+    skipped = len(folders) - len(varied)
     return MetricResult(
-        name="ssim_within_identity",
+        name=name,
         value=float(np.mean(values)),
         higher_is_better=False,
         protocol=(
-            f"mean SSIM ({SSIM_PROTOCOL}) of {pairs} random pairs in each of {len(usable)} identity folders, seed {seed}; "
-            f"{single} folders of one picture skipped, {resized} pairs resized; diversity, not fidelity"
+            f"Mean over {pairs} random pairs of pictures in each of {len(varied)} identity folders (seed {seed}): "
+            f"diversity, not fidelity. {skipped} folders of a single picture skipped, {num_resized} of {len(values)} "
+            f"pairs resized to equal size. {SSIM_PROTOCOL}"
+        ),
+        made_by={"reid_eval": reid_eval.__version__, "pictures": describe_images(root, paths)},
+    )
+
+
+def ssim_of_pairs(first: Path | str, second: Path | str, *, name: str = "ssim_of_pairs") -> MetricResult:
+    """Mean SSIM of the pictures that two folders hold under the same relative path, whatever the suffix: fidelity.
+
+    Raises:
+        SimilarityError: no path is in both folders, or the two pictures of a path differ in size.
+        ImageError: a folder is missing, or a picture cannot be read.
+    """
+    sides = [_by_stem(Path(first)), _by_stem(Path(second))]
+    common = sorted(sides[0].keys() & sides[1].keys())
+    if not common:
+        raise SimilarityError(
+            f"{first} ({len(sides[0])} pictures) and {second} ({len(sides[1])} pictures): no relative path is in both; "
+            "expected the same folders and names on both sides"
+        )
+    values = []
+    for stem in track(common, "SSIM of pairs"):
+        try:
+            values.append(ssim(read_pixels(sides[0][stem]), read_pixels(sides[1][stem])))
+        except SimilarityError as error:
+            raise SimilarityError(f"{sides[0][stem]} and {sides[1][stem]}: {error}") from None
+    alone = len(sides[0]) + len(sides[1]) - 2 * len(common)
+    return MetricResult(
+        name=name,
+        value=float(np.mean(values)),
+        higher_is_better=True,
+        protocol=(
+            f"Mean over {len(common)} pairs of pictures with equal relative path: fidelity. "
+            f"{alone} pictures without a partner left out. {SSIM_PROTOCOL}"
         ),
         made_by={
             "reid_eval": reid_eval.__version__,
-            "folder": str(root),
-            "images": sum(len(paths) for paths in folders.values()),
-            "names": fingerprint(str(path.relative_to(root)) for paths in folders.values() for path in paths),
+            "first": describe_images(first, sides[0].values()),
+            "second": describe_images(second, sides[1].values()),
         },
     )
 
 
-def ssim_of_pairs(first: Path | str, second: Path | str) -> MetricResult:
-    """Mean SSIM of the pictures of two folders that have equal relative names (the suffix may differ): fidelity.
-
-    Raises:
-        SimilarityError: no name is in both.
-    """
-    first, second = Path(first), Path(second)
-    left = {path.relative_to(first).with_suffix(""): path for path in list_images(first)}
-    right = {path.relative_to(second).with_suffix(""): path for path in list_images(second)}
-    common = sorted(left.keys() & right.keys())
-    if not common:
-        raise SimilarityError(
-            f"{first} and {second}: no picture has the same relative name in both ({len(left)}, {len(right)})"
-        )
-    values = [ssim(read_pixels(left[name]), read_pixels(right[name])) for name in track(common, "SSIM")]
-    return MetricResult(
-        name="ssim_pairs",
-        value=float(np.mean(values)),
-        higher_is_better=True,
-        protocol=(
-            f"mean SSIM ({SSIM_PROTOCOL}) of {len(common)} pictures with equal names; "
-            f"{len(left) + len(right) - 2 * len(common)} without a partner left out"
-        ),
-        made_by={"reid_eval": reid_eval.__version__, "first": str(first), "second": str(second)},
-    )
+def _by_stem(root: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in list_images(root):
+        stem = path.relative_to(root).with_suffix("").as_posix()
+        if stem in found:
+            raise SimilarityError(f"{path} and {found[stem].name} differ only in their suffix: which one is meant?")
+        found[stem] = path
+    return found
 
 
-def _resized_to(pixels: np.ndarray, like: np.ndarray) -> np.ndarray:
-    from PIL import Image
-
-    size = (like.shape[1], like.shape[0])
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+def _resized_like(pixels: np.ndarray, example: np.ndarray) -> np.ndarray:
+    height, width = example.shape[:2]
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
