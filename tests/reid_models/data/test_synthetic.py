@@ -148,6 +148,19 @@ def test_the_legs_walk(appearance, structure):
     assert knees[1] > 1.2 * max(knees[0], knees[2])  # the stride is widest a quarter of the way
 
 
+def test_a_camera_lends_its_light_to_all_it_sees(appearance, structure):
+    plain = draw(appearance, structure).astype(float).mean(axis=(0, 1))
+    warm = draw(appearance, replace(structure, brightness=0.9, warmth=0.05)).astype(float).mean(axis=(0, 1))
+    np.testing.assert_allclose(warm / plain, 0.9 * np.array([1.05, 1, 0.95]), atol=0.01)  # rounding to whole levels
+    sharp = np.abs(np.diff(draw(appearance, structure).astype(float), axis=0)).mean()
+    soft = np.abs(np.diff(draw(appearance, replace(structure, blur=1.0)).astype(float), axis=0)).mean()
+    assert soft < 0.9 * sharp
+    lit = [draw(appearance, replace(structure, light_from=side, center_x=0.5)).astype(float) for side in (-1.0, 1.0)]
+    body = slice(40, 60)
+    assert lit[0][body, 20:32].mean() > lit[1][body, 20:32].mean()
+    assert lit[0][body, 32:44].mean() < lit[1][body, 32:44].mean()
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_every_place_is_calm_and_slides_a_little(structure, place):
     here = replace(structure, place=place)

@@ -534,7 +534,7 @@ def _junk(
     pictures = []
     for number in range(len(strangers)):
         camera = world[number % len(world)]
-        body = kinds[number // len(world) % len(kinds)](sample_structure(rng, camera))
+        body = kinds[(number + number // len(world)) % len(kinds)](sample_structure(rng, camera))
         name = namer.name(None, camera.camid, junk=True)
         pictures.append(_Picture(f"bounding_box_test/{name}", testers[number % len(testers)], body))
     return pictures
