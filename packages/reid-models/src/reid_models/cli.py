@@ -5,8 +5,8 @@ Results go to stdout, progress and remarks to stderr. Heavy imports wait until a
 
 from __future__ import annotations
 
-import sys
 import json
+import sys
 from pathlib import Path
 
 import rich_click as click

@@ -36,8 +36,11 @@ def parse_which(text: str) -> Which:
     Raises:
         ConfigError: anything else.
     """
-    if text in ("last", "best"):
-        return text
+    match text:
+        case "last":
+            return "last"
+        case "best":
+            return "best"
     if text.isdecimal():
         return int(text)
     raise ConfigError(f"--which {text}: expected last, best, or the iteration of a checkpoint")

@@ -33,7 +33,7 @@ def load_trunk_weights(trunk: nn.Module, source: str) -> None:
         WeightsError: no such file, it cannot be read or fetched, or its tensors are not the trunk's.
     """
     if source == "none":
-        logger.info("trunk: starting from random weights")
+        logger.warning("the trunk starts from random weights (network.weights is none)")
         return
     if source == "imagenet":
         if not isinstance(trunk, ResNet50Trunk):
