@@ -142,10 +142,14 @@ def sample_people(rng: np.random.Generator, count: int) -> list[Appearance]:
     The more people, the less they can differ: the distance asked for sinks when nobody new is found.
     """
     people: list[Appearance] = []
+    worn = np.empty((count, 2, 3))  # the colours of top and bottom
     apart, refused = 130.0, 0
     while len(people) < count:
         somebody = sample_appearance(rng)
-        if all(clothes_distance(somebody, other) >= apart for other in people):
+        clothes = np.array([somebody.top, somebody.bottom])
+        distances = np.linalg.norm(worn[: len(people)] - clothes, axis=2).sum(axis=1)  # as in clothes_distance
+        if (distances >= apart).all():
+            worn[len(people)] = clothes
             people.append(somebody)
             refused = 0
         else:
@@ -409,7 +413,7 @@ def _plan(ids: int, cameras: int, per_camera: int, seed: int, layout: str) -> tu
     world = camera_world(seed, cameras)
     gallery_size = (ids // 2) * cameras * max(1, per_camera - 1)
     extras = max(8, gallery_size // 8) if layout == "market1501" else 0
-    people = sample_people(np.random.default_rng([seed, 2]), ids + extras)
+    people = sample_people(np.random.default_rng([seed, 2]), ids + min(extras, 200))
     people, strangers = people[:ids], people[ids:]
     namer = _Namer(layout)
     pictures: list[_Picture] = []
@@ -422,8 +426,8 @@ def _plan(ids: int, cameras: int, per_camera: int, seed: int, layout: str) -> tu
     if layout == "cuhk03np":
         pictures += _detected(pictures, namer, seed)
     if extras:
-        pictures += _distractors(strangers, world, namer, seed)
-        pictures += _junk(people[1::2], strangers, world, namer, seed)
+        pictures += _distractors(extras, strangers, world, namer, seed)
+        pictures += _junk(extras, people[1::2], strangers, world, namer, seed)
     assert len({picture.name for picture in pictures}) == len(pictures), "file names repeat"
     texts = {f"list_{split}.txt": "".join(f"{line}\n" for line in lines) for split, lines in lists.items()}
     return pictures, texts if layout == "msmt17" else {}
@@ -508,20 +512,22 @@ def _detected(labeled: list[_Picture], namer: _Namer, seed: int) -> list[_Pictur
     return pictures
 
 
-def _distractors(strangers: list[Appearance], world: list[Camera], namer: _Namer, seed: int) -> list[_Picture]:
+def _distractors(
+    count: int, strangers: list[Appearance], world: list[Camera], namer: _Namer, seed: int
+) -> list[_Picture]:
     """Market's 0000: strangers, and windows with nobody in them."""
     rng = np.random.default_rng([seed, 5])
     pictures = []
-    for number, stranger in enumerate(strangers):
+    for number in range(count):
         camera = world[number % len(world)]
-        look = None if number // len(world) % 2 else stranger
+        look = None if number // len(world) % 2 else strangers[number % len(strangers)]
         name = namer.name(None, camera.camid)
         pictures.append(_Picture(f"bounding_box_test/{name}", look, sample_structure(rng, camera)))
     return pictures
 
 
 def _junk(
-    testers: list[Appearance], strangers: list[Appearance], world: list[Camera], namer: _Namer, seed: int
+    count: int, testers: list[Appearance], strangers: list[Appearance], world: list[Camera], namer: _Namer, seed: int
 ) -> list[_Picture]:
     """Market's -1: a detector's bad boxes of test people. As many as there are distractors."""
     rng = np.random.default_rng([seed, 6])
@@ -532,7 +538,7 @@ def _junk(
         lambda body: replace(body, center_x=0.28, passer_by=_passer_by(rng, _pick(rng, tuple(strangers)))),  # two
     )
     pictures = []
-    for number in range(len(strangers)):
+    for number in range(count):
         camera = world[number % len(world)]
         body = kinds[(number + number // len(world)) % len(kinds)](sample_structure(rng, camera))
         name = namer.name(None, camera.camid, junk=True)
