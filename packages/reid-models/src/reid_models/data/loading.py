@@ -10,9 +10,9 @@ What a batch holds depends on the index, the draws and the augmentation alone: n
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from reid_models.data.index import DatasetIndex
 from reid_models.data.pixels import PixelStore
 from reid_models.data.samplers import Draw
 from reid_models.data.transforms import eval_transform, train_transform
+
+K = TypeVar("K")
+B = TypeVar("B")
 
 
 class Batch(NamedTuple):
@@ -45,7 +48,7 @@ class Augmentation:
     erase: float = 0.0
 
 
-class PersonDataset(Dataset[tuple[Tensor, int, int]]):
+class PersonDataset:
     """Pictures of an index as network input, addressed by `Draw`; without augmentation the draw's seed does nothing.
 
     `cache_mib` bounds the decoded pictures that each loading process keeps.
@@ -87,6 +90,16 @@ class PersonDataset(Dataset[tuple[Tensor, int, int]]):
             )
         return image, int(self.labels[row]), row
 
+    def batch(self, draws: Sequence[Draw]) -> Batch:
+        """The pictures of some draws together.
+
+        Raises:
+            ImageError: a file is missing or damaged.
+        """
+        images, labels, rows = zip(*(self[draw] for draw in draws), strict=True)
+        stacked = torch.stack(images).contiguous(memory_format=torch.channels_last)
+        return Batch(stacked, torch.tensor(labels), torch.tensor(rows))
+
 
 def make_loader(
     dataset: PersonDataset, batches: Iterable[list[Draw]], *, num_workers: int = 0, pin_memory: bool = False
@@ -96,44 +109,44 @@ def make_loader(
     Raises:
         ImageError: a file is missing or damaged, as soon as its batch is reached.
     """
+    return load_each(dataset.batch, batches, num_workers=num_workers, pin_memory=pin_memory)
+
+
+def load_each(
+    make: Callable[[K], B], keys: Iterable[K], *, num_workers: int = 0, pin_memory: bool = False
+) -> Iterator[B]:
+    """make(key) for every key, in order, made ahead of time by `num_workers` processes (0: by this one).
+
+    The processes leave stop signals to this one, the global random state is not touched, and an error that a user can
+    mend arrives here as it was raised there.
+    """
     loader = DataLoader(
-        _ErrorsAsValues(dataset),
-        batch_sampler=batches,
+        _ErrorsAsValues(make),
+        sampler=keys,
+        batch_size=None,  # a key makes a whole batch
         num_workers=num_workers,
-        collate_fn=_collate,
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_the_parent,
         # Its own generator, as the loader would otherwise draw a seed from the global one, which dropout uses too.
         generator=torch.Generator(),
     )
-    for batch in loader:
-        if isinstance(batch, ReidError):
-            raise batch
-        yield batch
+    for made in loader:
+        if isinstance(made, ReidError):
+            raise made
+        yield made
 
 
 class _ErrorsAsValues(Dataset[object]):
     """Hands a user's error on as a value: a worker would turn it into a page of traceback."""
 
-    def __init__(self, dataset: PersonDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, make: Callable[[Any], object]) -> None:
+        self.make = make
 
-    def __getitem__(self, draw: Draw) -> object:
+    def __getitem__(self, key: Any) -> object:
         try:
-            return self.dataset[draw]
+            return self.make(key)
         except ReidError as error:
             return error
-
-
-def _collate(items: list[tuple[Tensor, int, int]] | list[ReidError]) -> Batch | ReidError:
-    samples = []
-    for item in items:
-        if isinstance(item, ReidError):
-            return item
-        samples.append(item)
-    images, labels, rows = zip(*samples, strict=True)
-    stacked = torch.stack(images).contiguous(memory_format=torch.channels_last)
-    return Batch(stacked, torch.tensor(labels), torch.tensor(rows))
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
