@@ -25,7 +25,7 @@ def reconstruction(made: Tensor, real: Tensor) -> Tensor:
 
 def identity(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of identity logits (equation 3): logits (B, K), labels (B,), returns ()."""
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
 
 
 def adversarial(maps: list[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ another picture of the same person. What a step sees is a function of (seed, ite
 workers changes nothing, and a resumed run meets the same pairs.
 
     pairs = PairDataset(index.split("train_all"), (256, 128), batch_size=8, seed=0)
-    pairs[1000].anchors_a            # (8, 3, 256, 128), the batch of iteration 1000
+    pairs.batch(1000).anchors_a      # (8, 3, 256, 128)
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from reid_models.data.index import DatasetError, DatasetIndex
+from reid_models.data.loading import load_each
 from reid_models.data.pixels import PixelStore
 from reid_models.data.transforms import train_transform
 
@@ -36,7 +36,7 @@ class PairBatch(NamedTuple):
     rows_b: Tensor
 
 
-class PairDataset(Dataset[PairBatch]):
+class PairDataset:
     """The batches of a training, by iteration.
 
     `pad_px` is the padding of the random crop, in pixels of the network input.
@@ -57,10 +57,14 @@ class PairDataset(Dataset[PairBatch]):
         cache_bytes: int = 0,
     ) -> None:
         if index.num_ids < 2:
-            raise DatasetError(f"{index.root}: {index.num_ids} identity to train on; swapping clothes takes at least 2")
+            raise DatasetError(
+                f"{index.root}: {len(index)} training images show {index.num_ids} people, expected at least 2 to swap "
+                "clothes between; is this the whole dataset?"
+            )
         if len(index) < batch_size:
             raise DatasetError(
-                f"{index.root}: {len(index)} training images, batch_size is {batch_size}; set a smaller batch_size"
+                f"{index.root}: {len(index)} training images, expected at least batch_size ({batch_size}); "
+                f"set batch_size={len(index)} or less"
             )
         self.store = PixelStore(index, image_hw, cache_bytes)
         self.image_hw, self.batch_size, self.seed = image_hw, batch_size, seed
@@ -74,7 +78,7 @@ class PairDataset(Dataset[PairBatch]):
         return len(self.labels) // self.batch_size
 
     def anchors(self, side: int, iteration: int) -> np.ndarray:
-        """The rows of side 0 (a) or 1 (b) at an iteration, (B,)."""
+        """The rows of side 0 (a) or 1 (b) at a 0-based iteration, (B,); each side has its own order in every epoch."""
         epoch, position = divmod(iteration, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, side, epoch]).permutation(len(self.labels))
         return order[position * self.batch_size : (position + 1) * self.batch_size]
@@ -82,17 +86,27 @@ class PairDataset(Dataset[PairBatch]):
     def positives(self, side: int, iteration: int) -> np.ndarray:
         """For each anchor another row of the same person, drawn evenly; itself when there is no other."""
         rng = np.random.default_rng([self.seed, 2 + side, iteration])
-        chosen = []
-        for row in self.anchors(side, iteration):
-            others = self._rows_of[self.labels[row]]
-            others = others[others != row]
-            chosen.append(int(rng.choice(others)) if len(others) else int(row))
-        return np.array(chosen)
+        return np.array([self._another(int(row), rng) for row in self.anchors(side, iteration)])
 
-    def __getitem__(self, iteration: int) -> PairBatch:
-        generator = torch.Generator().manual_seed(
-            int(np.random.SeedSequence([self.seed, 4, iteration]).generate_state(1)[0])
-        )
+    def _another(self, row: int, rng: np.random.Generator) -> int:
+        own = self._rows_of[self.labels[row]]
+        others = own[own != row]
+        return int(rng.choice(others)) if len(others) else row
+
+    def cast(self, count: int) -> list[int]:
+        """Rows of up to `count` different people, the same every time: who is shown on sample sheets."""
+        rng = np.random.default_rng([self.seed, 5])
+        people = rng.permutation(len(self._rows_of))[:count]
+        return [int(rng.choice(self._rows_of[label])) for label in people]
+
+    def batch(self, iteration: int) -> PairBatch:
+        """The batch of a 0-based iteration.
+
+        Raises:
+            ImageError: a file is missing or damaged.
+        """
+        seed = int(np.random.SeedSequence([self.seed, 4, iteration]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
         sides = []
         for side in (0, 1):
             anchors, positives = self.anchors(side, iteration), self.positives(side, iteration)
@@ -112,9 +126,6 @@ class PairDataset(Dataset[PairBatch]):
         )
 
 
-def pair_batches(pairs: PairDataset, start: int, stop: int, num_workers: int) -> Iterator[PairBatch]:
+def pair_batches(pairs: PairDataset, start: int, stop: int, *, num_workers: int) -> Iterator[PairBatch]:
     """The batches of iterations start .. stop - 1, in order, made by `num_workers` processes (0: by this one)."""
-    if num_workers == 0:
-        return (pairs[iteration] for iteration in range(start, stop))
-    loader = DataLoader(pairs, batch_size=None, sampler=range(start, stop), num_workers=num_workers, prefetch_factor=4)
-    return iter(loader)
+    return load_each(pairs.batch, range(start, stop), num_workers=num_workers)

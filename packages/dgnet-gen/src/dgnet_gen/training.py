@@ -10,12 +10,13 @@ One step follows Zheng et al. 2019. a and b are two batches, x_ij has the appear
 3. generator and appearance encoder learn together. Appearance codes are cut off from the graph and swapped pictures
    are judged by a frozen view of the appearance encoder, so that neither side trains the other's weights.
 
-The third part's weights are summed once, in `_total`. The terms of structure codes and of the cycle are let in late.
+The weights are applied once, in `_total`. The terms of structure codes and of the cycle are let in late. The published
+code also adds an appearance-code term; both of its sides are cut off from the graph, so it trains nothing and is left
+out here. The loss of the fine-grained head comes with a teacher; until then that head is not trained.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -39,11 +40,12 @@ from reid_eval.errors import ReidError, Stopped
 from reid_eval.progress import progress
 from reid_models.config import ConfigError, config_dict
 from reid_models.data.index import DatasetIndex
-from reid_models.data.transforms import random_erasing, to_gray
+from reid_models.data.transforms import eval_transform, random_erasing, to_gray
 from reid_models.runs import Checkpoint, RunDir
 from reid_models.runtime import Runtime
+from reid_models.weights import load_trunk_weights
 
-logger = logging.getLogger(__name__)
+SHEET_PEOPLE = 6
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class LossWeights:
     warm_scale: float = 0.0005
     """and grow by this much in each one after it"""
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"weights.{name}: must be 0 or more, got {value:g}")
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -82,9 +89,12 @@ class OptimConfig:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("lr_generator", "lr_discriminator", "lr_appearance"):
-            if getattr(self, name) <= 0:
+        for name in ("lr_generator", "lr_discriminator", "lr_appearance", "head_lr_factor", "step_size"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"optim.{name}: must be positive, got {getattr(self, name):g}")
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optim.{name}: must be at least 0 and below 1, got {getattr(self, name):g}")
 
 
 @dataclass(frozen=True)
@@ -121,8 +131,19 @@ class DGNetTrainConfig:
         for name in ("batch_size", "max_iter", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("num_workers", "cache_mib", "pad_px", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: must be 0 or more, got {getattr(self, name)}")
+        for name in ("flip", "erasing", "encoder_again"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: is a probability, expected 0 to 1, got {getattr(self, name):g}")
         if self.batch_size < 2:
             raise ConfigError("batch_size: batch norm needs at least 2, got 1")
+        if self.trunk_weights == "imagenet" and self.networks.trunk != "resnet50":
+            raise ConfigError(
+                f"trunk_weights: imagenet is for networks.trunk=resnet50, found {self.networks.trunk}; "
+                "set trunk_weights=none or name a file"
+            )
 
 
 def train_dgnet(
@@ -164,14 +185,16 @@ def train_dgnet(
         "index_fingerprint": index.fingerprint,
         "num_ids": index.num_ids,
     }
-    run = RunDir.create(out, config, kind="dgnet", made_by=made_by, resume=resume)
     runtime.seed_everything(config.seed)
     model = DGNet(config.networks, index.num_ids)
+    if not resume:  # before the folder is made: weights that cannot be had leave nothing behind
+        load_trunk_weights(model.appearance_encoder.trunk, config.trunk_weights)
+    run = RunDir.create(out, config, kind="dgnet", made_by=made_by, resume=resume)
     checkpoint = run.resume_from() if resume else None
-    if checkpoint is None:
-        _load_trunk(model, config.trunk_weights)
-    else:
+    if checkpoint is not None:
         model.load_networks(checkpoint.networks, source=str(run.path))
+    elif resume:
+        load_trunk_weights(model.appearance_encoder.trunk, config.trunk_weights)
     for network in model.networks().values():
         runtime.prepare(network)
         network.train()
@@ -198,31 +221,31 @@ def train_dgnet(
         )
         run.keep_last(config.keep_checkpoints)
 
-    batches = pair_batches(pairs, start, config.max_iter, config.num_workers)
-    with runtime.watch_signals(), progress("DG-Net", config.max_iter, start) as bar:
-        started_s, since = time.monotonic(), start
-        for iteration, batch in enumerate(batches, start=start + 1):
-            terms = step(iteration - 1, runtime.to_device(batch))
-            is_last = iteration == config.max_iter
-            bar.advance()
-            if iteration % config.log_every == 0 or is_last:
+    batches = pair_batches(pairs, start, config.max_iter, num_workers=config.num_workers)
+    cast = torch.stack([eval_transform(pairs.store.read(row), pairs.image_hw) for row in pairs.cast(SHEET_PEOPLE)])
+    try:
+        with runtime.watch_signals(), progress("DG-Net", config.max_iter, start) as bar:
+            started_s = time.monotonic()
+            for iteration, batch in enumerate(batches, start=start + 1):
+                terms = step(iteration - 1, runtime.to_device(batch))
                 values = {name: float(value) for name, value in terms.items()}
                 _refuse_nonfinite(values, iteration, config.optim, index, batch)
-                elapsed_s = time.monotonic() - started_s
-                pace = (iteration - since) / max(elapsed_s, 1e-9)
-                run.log(iteration, values | step.settings_at(iteration - 1))
-                bar.advance(0, _note(values, pace))
-            if iteration % config.sample_every == 0 or is_last:
-                _save_sheets(run, model, pairs, iteration)
-            reason = runtime.stop_reason()
-            if stop_at is not None and iteration >= stop_at and not is_last:
-                reason = reason or f"asked to stop at iteration {stop_at}"
-            if iteration % config.checkpoint_every == 0 or is_last or reason:
-                save(iteration)
-            if reason and not is_last:
-                run.close()
-                raise Stopped(f"{reason}: saved iteration {iteration} in {run.path}; continue with --resume")
-    run.close()
+                pace = (iteration - start) / max(time.monotonic() - started_s, 1e-9)
+                bar.advance(1, _note(values, pace))
+                is_last = iteration == config.max_iter
+                if iteration % config.log_every == 0 or is_last:
+                    run.log(iteration, values | step.settings_at(iteration - 1))
+                if iteration % config.sample_every == 0 or is_last:
+                    run.sample(iteration, "swap", _sheet(model, cast))
+                reason = runtime.stop_reason()
+                if stop_at is not None and iteration >= stop_at:
+                    reason = reason or f"asked to stop at iteration {stop_at}"
+                if iteration % config.checkpoint_every == 0 or is_last or reason:
+                    save(iteration)
+                if reason and not is_last:
+                    raise Stopped(f"{reason}: saved iteration {iteration} in {run.path}; continue with --resume")
+    finally:
+        run.close()
     return run
 
 
@@ -335,7 +358,7 @@ class Step:
             again_a, again_b = _frozen(model.appearance_encoder, x_ba, x_ab, train_bn=self.config.train_bn)
             with _reading(model.discriminator):
                 swapped_maps = model.discriminator(torch.cat([x_ba, x_ab]))
-            trains_encoder = bool(torch.rand((), generator=generator) <= self.config.encoder_again)
+            trains_encoder = bool(torch.rand((), generator=generator) < self.config.encoder_again)
             if structure_weight > 0 or cycle_weight > 0:
                 gray = to_gray(torch.cat([x_ab, x_ba]))  # the structures of a, then of b
                 if trains_encoder:
@@ -439,18 +462,10 @@ def make_optimizers(model: DGNet, optim: OptimConfig) -> dict[str, torch.optim.O
 
 
 def lr_factor(iteration: int, optim: OptimConfig) -> float:
-    """What learning rates are multiplied by at a 0-based iteration; each decay acts one iteration early, as published."""
+    """What learning rates are multiplied by at a 0-based iteration; a decay acts one iteration early, as published."""
     half, quarter = optim.step_size // 2, optim.step_size // 4
     milestones = (optim.step_size, optim.step_size + half, optim.step_size + half + quarter)
     return optim.gamma ** sum(iteration + 1 >= milestone for milestone in milestones)
-
-
-def _load_trunk(model: DGNet, trunk_weights: str) -> None:
-    if trunk_weights == "none":
-        return
-    from reid_models.weights import load_trunk_weights
-
-    load_trunk_weights(model.appearance_encoder.trunk, trunk_weights)
 
 
 def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -474,19 +489,14 @@ def _note(values: Mapping[str, float], pace: float) -> str:
     return " ".join(f"{name} {values[name]:.3f}" for name in shown) + f" {pace:.1f} it/s"
 
 
-def _save_sheets(run: RunDir, model: DGNet, pairs: PairDataset, iteration: int) -> None:
-    """Six people chosen once by the seed: structures down the left, appearances across the top."""
+def _sheet(model: DGNet, images: Tensor) -> np.ndarray:
+    """Everybody in everybody's pose: structures down the left, appearances across the top."""
     from dgnet_gen.visualise import grid_of
-    from reid_models.data.transforms import eval_transform
 
-    rng = np.random.default_rng([pairs.seed, 9])
-    labels = rng.permutation(len(pairs._rows_of))[:6]
-    rows = [int(rng.choice(pairs._rows_of[label])) for label in labels]
-    images = torch.stack([eval_transform(pairs.store.read(row), pairs.image_hw) for row in rows])
     model.eval()
     try:
         codes = model.encode(images)
-        run.sample(iteration, "swap", grid_of(model, images, images, codes.structure, codes.appearance))
+        return grid_of(model, images, images, codes.structure, codes.appearance)
     finally:
         for network in model.networks().values():
             network.train()

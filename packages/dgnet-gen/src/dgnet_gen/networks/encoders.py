@@ -55,11 +55,9 @@ class _Pyramid(nn.Module):
         half = width // 2
         self.plain = ConvUnit(width, half, 1, norm="instance", active=False)
         self.dilated = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    ConvUnit(width, half, 1, norm="instance"),
-                    ConvUnit(half, half, 3, dilation=dilation, norm="instance", active=False),
-                ]
+            nn.Sequential(
+                ConvUnit(width, half, 1, norm="instance"),
+                ConvUnit(half, half, 3, dilation=dilation, norm="instance", active=False),
             )
             for dilation in (3, 6, 9)
         )
@@ -67,8 +65,7 @@ class _Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = [self.plain(x)]
-        for reduce, spread in self.dilated:  # type: ignore[misc]  # a ModuleList does not tell what it holds
-            maps.append(spread(reduce(x)))
+        maps += [unit(x) for unit in self.dilated]
         return self.fuse(torch.cat(maps, dim=1))
 
 

@@ -25,10 +25,8 @@ def adaptive_instance_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float =
         scale, shift  (B, C)
         returns       (B, C, H, W)
     """
-    # The scale joins the normalisation: one multiplication and one addition per element.
-    variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
-    scale = scale * torch.rsqrt(variance + eps)
-    return torch.addcmul((shift - mean * scale)[:, :, None, None], x, scale[:, :, None, None])
+    # Two passes over the map, but on a CPU half the time of folding the norm into the scale: its kernel is vectorised.
+    return torch.addcmul(shift[:, :, None, None], F.instance_norm(x, eps=eps), scale[:, :, None, None])
 
 
 class SampleNorm(nn.Module):
