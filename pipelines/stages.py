@@ -46,7 +46,10 @@ class StageRecord:
 
 
 def run_stages(stages: Sequence[Stage], out: Path) -> dict[str, StageRecord]:
-    """Run the stages in order, skipping those that are done; returns the record of each."""
+    """Run the stages in order, skipping those that are done; returns the record of each.
+
+    A stage's work may read the records of those before it with `read_record`.
+    """
     records: dict[str, StageRecord] = {}
     before = ""
     for number, stage in enumerate(stages, start=1):

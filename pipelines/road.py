@@ -1,0 +1,338 @@
+"""The stages of the road, from raw photographs to `report.html`, and what each result depends on.
+
+report = walk(demo_road(Path("runs/demo"), Path("configs")))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgnet_gen.generation import generate, plan_generation, read_manifest
+from dgnet_gen.model import DGNet
+from dgnet_gen.training import DGNetTrainConfig, train_dgnet
+from dgnet_gen.truth import swap_truth, truth_sheet
+from dgnet_gen.visualise import enlarged, pick_people, swap_grid
+from pipelines.stages import Stage, read_record, run_stages
+from reid_eval import __version__
+from reid_eval.fid import extractor_from_name, fid
+from reid_eval.files import file_fingerprint, save_image
+from reid_eval.ranking import rank
+from reid_eval.report import MetricResult, Picture, Report, Timing, group_metrics, write_report
+from reid_eval.rerank import RerankParams
+from reid_eval.similarity import ssim_within_identity
+from reid_models.config import config_dict, load_config
+from reid_models.data.check import check_dataset
+from reid_models.data.index import DatasetError, DatasetIndex
+from reid_models.data.prepare import prepare_dataset
+from reid_models.data.synthetic import make_toy_dataset
+from reid_models.extraction import extract_features, load_embedder
+from reid_models.runs import RunDir
+from reid_models.runtime import Runtime
+from reid_models.training import ReidTrainConfig, train_reid
+
+
+@dataclass(frozen=True)
+class ToyWorld:
+    """The drawn pedestrians of the demo."""
+
+    ids: int = 48
+    cameras: int = 4
+    per_camera: int = 6
+    seed: int = 0
+    image_hw: tuple[int, int] = (128, 64)
+
+
+@dataclass(frozen=True)
+class Road:
+    """Everything that decides a walk: data, settings, where it goes. `toy` is drawn into `raw` first when given."""
+
+    title: str
+    out: Path
+    raw: Path
+    teacher: ReidTrainConfig
+    dgnet: DGNetTrainConfig
+    layout: str = "auto"
+    toy: ToyWorld | None = None
+    extractors: tuple[str, ...] = ("reid",)
+    """Frechet distances to measure: reid (the teacher's features), random, inception"""
+    generate_count: int | None = None
+    grid: tuple[int, int] = (6, 6)
+    seed: int = 0
+    device: str = "auto"
+    max_hours: float | None = None
+
+    @property
+    def prepared(self) -> Path:
+        """One folder per identity."""
+        return self.out / "data"
+
+    @property
+    def teacher_run(self) -> Path:
+        """The run of the re-identification network."""
+        return self.out / "teacher"
+
+    @property
+    def dgnet_run(self) -> Path:
+        """The run of the generator."""
+        return self.out / "dgnet"
+
+    @property
+    def generated(self) -> Path:
+        """Generated pictures in folders of their appearance's identity."""
+        return self.out / "generated"
+
+    @property
+    def metrics(self) -> Path:
+        """One file per number."""
+        return self.out / "metrics"
+
+    @property
+    def pictures(self) -> Path:
+        """Sheets for the report."""
+        return self.out / "pictures"
+
+    @property
+    def report(self) -> Path:
+        """The page at the end."""
+        return self.out / "report.html"
+
+
+def demo_road(
+    out: Path,
+    configs: Path,
+    toy: ToyWorld | None = None,
+    *,
+    overrides: Mapping[str, tuple[str, ...]] | None = None,
+    device: str = "auto",
+    max_hours: float | None = None,
+) -> Road:
+    """The road on a toy world, with small networks; `overrides` holds `key=value` texts for "teacher" and "dgnet"."""
+    toy = toy or ToyWorld()
+    changes = overrides or {}
+    seed = f"seed={toy.seed}"
+    return Road(
+        title="Pedestrians in each other's clothes",
+        out=out,
+        raw=out / "toy",
+        toy=toy,
+        layout="market1501",
+        teacher=load_config(ReidTrainConfig, configs / "demo_baseline.yaml", (seed, *changes.get("teacher", ()))),
+        dgnet=load_config(DGNetTrainConfig, configs / "demo_dgnet.yaml", (seed, *changes.get("dgnet", ()))),
+        extractors=("reid", "random"),
+        seed=toy.seed,
+        device=device,
+        max_hours=max_hours,
+    )
+
+
+def market_road(
+    raw: Path,
+    out: Path,
+    configs: Path,
+    *,
+    layout: str = "auto",
+    preset: str = "full",
+    device: str = "auto",
+    max_hours: float | None = None,
+) -> Road:
+    """The road on a real dataset, at published sizes ("full") or small enough for a CPU ("small")."""
+    teacher, dgnet = {"full": ("baseline_market", "dgnet_market"), "small": ("small_baseline", "small_dgnet")}[preset]
+    return Road(
+        title=f"Pedestrians of {raw.resolve().name} in each other's clothes",
+        out=out,
+        raw=raw,
+        layout=layout,
+        teacher=load_config(ReidTrainConfig, configs / f"{teacher}.yaml"),
+        dgnet=load_config(DGNetTrainConfig, configs / f"{dgnet}.yaml"),
+        extractors=("reid", "inception") if preset == "full" else ("reid",),
+        device=device,
+        max_hours=max_hours,
+    )
+
+
+def walk(road: Road) -> Path:
+    """Do what is not done yet; returns the report.
+
+    Raises:
+        ReidError: what a stage refuses; everything finished stays, and the same walk goes on there.
+    """
+    runtime = Runtime.from_environment(road.device, max_hours=road.max_hours)
+    stages = [
+        Stage("prepare", lambda: _raw_key(road), lambda: _prepare(road), [road.prepared / "index.json"]),
+        Stage(
+            "teacher",
+            lambda: _settings_key(road.teacher),
+            lambda: _train_teacher(road, runtime),
+            [road.teacher_run / "run.json"],
+        ),
+        Stage(
+            "dgnet",
+            lambda: _settings_key(road.dgnet),
+            lambda: _train_dgnet(road, runtime),
+            [road.dgnet_run / "run.json"],
+        ),
+        Stage("generate", lambda: _generate_key(road), lambda: _generate(road), [road.generated / "manifest.jsonl"]),
+        Stage("evaluate", lambda: _evaluate_key(road), lambda: _evaluate(road), [road.metrics, road.pictures]),
+    ]
+    if road.toy is not None:
+        stages.insert(0, Stage("draw", lambda: repr(road.toy), lambda: _draw(road), [road.raw / "toy.json"]))
+    names = [stage.name for stage in stages]
+    stages.append(Stage("report", lambda: __version__, lambda: _report(road, names), [road.report]))
+    run_stages(stages, road.out)
+    return road.report
+
+
+def _draw(road: Road) -> str:
+    assert road.toy is not None
+    toy = road.toy
+    make_toy_dataset(
+        road.raw, ids=toy.ids, cameras=toy.cameras, per_camera=toy.per_camera, seed=toy.seed, image_hw=toy.image_hw
+    )
+    return f"{toy.ids} people in {toy.cameras} places"
+
+
+def _raw_key(road: Road) -> str:
+    return DatasetIndex.open(road.raw, road.layout).fingerprint
+
+
+def _prepare(road: Road) -> str:
+    raw = DatasetIndex.open(road.raw, road.layout)
+    check = check_dataset(raw)
+    if not check.can_train:
+        worst = check.findings[0]
+        raise DatasetError(f"{road.raw}: {worst.what}; {worst.remedy} (see 'reid-models check {road.raw}')")
+    index = prepare_dataset(road.raw, road.prepared, index=raw)
+    counts = ", ".join(f"{len(index.split(split))} {split}" for split in ("train_all", *index.splits))
+    return f"{raw.layout}: {counts}"
+
+
+def _settings_key(config: ReidTrainConfig | DGNetTrainConfig) -> str:
+    return json.dumps(config_dict(config), sort_keys=True)
+
+
+def _train_teacher(road: Road, runtime: Runtime) -> str:
+    data = DatasetIndex.from_prepared(road.prepared)
+    run = train_reid(
+        road.teacher, data, road.teacher_run, _with_precision(runtime, road.teacher.precision), resume=True
+    )
+    return f"{run.iterations()[-1]} iterations on {run.made_by['num_ids']} identities"
+
+
+def _train_dgnet(road: Road, runtime: Runtime) -> str:
+    data = DatasetIndex.from_prepared(road.prepared)
+    run = train_dgnet(road.dgnet, data, road.dgnet_run, _with_precision(runtime, road.dgnet.precision), resume=True)
+    return f"{run.iterations()[-1]} iterations on {run.made_by['num_ids']} identities"
+
+
+def _with_precision(runtime: Runtime, precision: Any) -> Runtime:
+    runtime.precision = precision
+    return runtime
+
+
+def _generate_key(road: Road) -> str:
+    checkpoint = RunDir.open(road.dgnet_run, "dgnet").checkpoint_file("last")
+    return f"{file_fingerprint(checkpoint)} {road.generate_count} {road.seed}"
+
+
+def _generate(road: Road) -> str:
+    model = DGNet.load(road.dgnet_run, device=road.device)
+    index = DatasetIndex.from_prepared(road.prepared).split("train_all")
+    plan = plan_generation(index, road.generate_count, seed=road.seed)
+    generate(model, plan, road.generated)
+    return f"{len(plan)} pictures of {index.num_ids} people"
+
+
+def _evaluate_key(road: Road) -> str:
+    checkpoint = RunDir.open(road.teacher_run, "reid").checkpoint_file("last")
+    return f"{file_fingerprint(checkpoint)} {road.extractors} {road.grid} {__version__}"
+
+
+def _evaluate(road: Road) -> str:
+    data = DatasetIndex.from_prepared(road.prepared)
+    results = [
+        *_ranking(road, data),
+        *_distances(road),
+        _renamed(ssim_within_identity(road.generated, seed=road.seed), ""),
+        _renamed(ssim_within_identity(road.prepared / "train_all", seed=road.seed), "real"),
+    ]
+    if road.toy is not None:
+        results += swap_truth(road.generated, road.raw).metrics()
+        save_image(road.pictures / "truth.png", enlarged(truth_sheet(road.generated, road.raw, columns=12), 2))
+    model = DGNet.load(road.dgnet_run, device=road.device)
+    structures, appearances = pick_people(data.split("train_all"), *road.grid, seed=road.seed)
+    scale = max(1, 128 // model.image_hw[0])
+    save_image(road.pictures / "swap.png", enlarged(swap_grid(model, structures, appearances), scale))
+    for result in results:
+        result.save(road.metrics)
+    return f"{len(results)} measurements"
+
+
+def _ranking(road: Road, data: DatasetIndex) -> list[MetricResult]:
+    """The trained network plain and re-ranked, and the same network before training; none without query and gallery."""
+    if not {"query", "gallery"} <= set(data.splits):
+        return []
+    results: list[MetricResult] = []
+    for untrained, name in ((False, ""), (True, "untrained")):
+        embedder = load_embedder(road.teacher_run, device=road.device, untrained=untrained)
+        features = extract_features(embedder, data)
+        features.save(road.teacher_run / (f"features_{name}.npz" if name else "features.npz"))
+        report = rank(features, rerank=RerankParams())
+        results += [_renamed(result, name) for result in report.metrics()]
+    return [result for result in results if not result.name.endswith("_rerank_untrained")]
+
+
+def _distances(road: Road) -> list[MetricResult]:
+    names = [f"reid:{road.teacher_run}" if name == "reid" else name for name in road.extractors]
+    real = road.prepared / "train_all"
+    return [fid(real, road.generated, extractor_from_name(name, device=road.device)) for name in names]
+
+
+def _renamed(result: MetricResult, variant: str) -> MetricResult:
+    return dataclasses.replace(result, name=f"{result.name}_{variant}" if variant else result.name)
+
+
+def _report(road: Road, stages: list[str]) -> str:
+    done = {name: read_record(road.out, name) for name in stages}
+    timings = [Timing(name, record.elapsed_s, record.summary) for name, record in done.items() if record]
+    results = [MetricResult.load(file) for file in sorted(road.metrics.glob("*.json"))]
+    header, rows = read_manifest(road.generated)
+    pictures = []
+    if road.toy is not None:
+        pictures.append(
+            Picture(
+                road.pictures / "truth.png",
+                "Generated swaps and the truth",
+                "From top to bottom: the structure's picture, the appearance's picture, what the network made of them, "
+                "and the true picture, which the toy world can draw.",
+            )
+        )
+    teacher, dgnet = RunDir.open(road.teacher_run, "reid"), RunDir.open(road.dgnet_run, "dgnet")
+    for run, title in ((dgnet, "A training sheet of DG-Net"), (teacher, "A training batch of the re-ID network")):
+        sheets = sorted(run.samples.glob("*.png"))
+        pictures += [Picture(sheets[-1], title, f"{run.path.name}/{sheets[-1].name}")] if sheets else []
+    report = Report(
+        title=road.title,
+        summary=(
+            f"{dgnet.made_by['num_ids']} people to learn from; DG-Net after {header['iteration']} iterations painted "
+            f"{len(rows)} of them in the pose of somebody else."
+        ),
+        lead=Picture(
+            road.pictures / "swap.png",
+            "Everybody in everybody's pose",
+            "Left: photographs that give the pose. Top: photographs that give the clothes. Inside: painted by DG-Net.",
+            row_axis="structure (pose)",
+            column_axis="appearance (clothes)",
+        ),
+        groups=group_metrics(results),
+        pictures=pictures,
+        settings={"teacher": config_dict(road.teacher), "dgnet": config_dict(road.dgnet)},
+        provenance={"teacher": teacher.made_by, "dgnet": dgnet.made_by, "generated": header},
+        timings=timings,
+    )
+    write_report(road.report, report)
+    return f"{road.report}"
