@@ -157,6 +157,16 @@ def test_either_loss_can_be_left_out(toy_index, tmp_path, groups):
     assert ("id" in log[0]) != ("triplet" in log[0])
 
 
+def test_half_precision_trains_and_keeps_its_weights_in_float32(toy_index, tmp_path):
+    config = tiny_config(schedule={"epochs": 1}, precision="bf16")
+    run = train_reid(config, toy_index, tmp_path / "run", Runtime.from_environment("cpu", precision="bf16"))
+    plain = train(toy_index, tmp_path / "plain", schedule={"epochs": 1})
+    assert run.load().networks["reid"]["reduce.weight"].dtype == torch.float32
+    # bfloat16 has 8 bits of mantissa
+    assert run.read_log()[0]["id"] == pytest.approx(plain.read_log()[0]["id"], rel=0.05)
+    assert run.read_log()[0]["id"] != plain.read_log()[0]["id"]
+
+
 def test_shuffled_batches_train_with_the_identity_loss(toy_index, tmp_path):
     run = train(
         toy_index,

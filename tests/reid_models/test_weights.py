@@ -1,3 +1,5 @@
+from urllib.error import URLError
+
 import pytest
 import torch
 
@@ -79,3 +81,14 @@ def test_a_damaged_file_in_the_cache_is_recognised_by_its_checksum(tmp_path, mon
     file.write_bytes(b"half a file")
     with pytest.raises(WeightsError, match="does not begin with 0676ba61"):
         load_trunk_weights(make_trunk("resnet50"), "imagenet")
+
+
+def test_imagenet_weights_that_cannot_be_fetched_are_one_line_with_a_way_out(tmp_path, monkeypatch):
+    def no_network(*arguments, **options):
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(WeightsError, match="no route to host.*none for random weights") as caught:
+        load_trunk_weights(make_trunk("resnet50"), "imagenet")
+    assert "\n" not in str(caught.value)
