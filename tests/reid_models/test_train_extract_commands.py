@@ -113,9 +113,9 @@ def test_a_damaged_picture_stops_the_training_with_its_name(config_file, toy_roo
     assert str(broken) in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stop_signal_to_the_whole_group_saves_and_leaves_with_75(config_file, toy_root, tmp_path, workers):
-    """As a batch system or Ctrl-C sends it: to the command and to the processes that load its pictures."""
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
+def test_a_stop_signal_to_the_whole_group_saves_and_leaves_with_75(config_file, toy_root, tmp_path, number, workers):
+    """As Ctrl-C or a batch system sends it: to the command and to the processes that load its pictures."""
     out = tmp_path / "run"
     arguments = ["--config", config_file, "--data", toy_root, "--out", out, "--device", "cpu", "--set"]
     sets = ["schedule.epochs=100000", "--set", "checkpoint_every=1", "--set", f"num_workers={workers}"]
@@ -126,10 +126,10 @@ def test_a_stop_signal_to_the_whole_group_saves_and_leaves_with_75(config_file, 
         deadline_s = time.monotonic() + 120
         while not list(out.glob("checkpoints/*.pt")) and time.monotonic() < deadline_s and process.poll() is None:
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 75, stderr
-    assert "SIGINT: saved iteration" in stderr
+    assert f"{number.name}: saved iteration" in stderr
     assert "continue with --resume" in stderr

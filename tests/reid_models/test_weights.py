@@ -89,6 +89,6 @@ def test_imagenet_weights_that_cannot_be_fetched_are_one_line_with_a_way_out(tmp
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    with pytest.raises(WeightsError, match="no route to host.*none for random weights") as caught:
+    with pytest.raises(WeightsError, match=r"no route to host.*none for random weights") as caught:
         load_trunk_weights(make_trunk("resnet50"), "imagenet")
     assert "\n" not in str(caught.value)

@@ -46,6 +46,13 @@ def test_a_batch_depends_on_seed_and_iteration_alone():
     assert forwards != list(IdentitySampler(LABELS, 3, 2, seed=5).batches(0, 30))
 
 
+def test_every_epoch_has_an_order_of_its_own():
+    sampler = IdentitySampler(LABELS, 3, 2, seed=0)
+    length = sampler.iterations_per_epoch
+    epochs = {str([rows_of(batch) for batch in sampler.batches(e * length, e * length + length)]) for e in range(5)}
+    assert len(epochs) == 5
+
+
 def test_every_draw_has_a_seed_of_its_own():
     sampler = IdentitySampler(LABELS, 3, 2, seed=0)
     seeds = [draw.seed for batch in sampler.batches(0, 50) for draw in batch]
