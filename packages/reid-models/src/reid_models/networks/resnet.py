@@ -47,9 +47,8 @@ class ResNet50Trunk(nn.Module):
         if last_stride == 1:
             resnet.layer4[0].conv2.stride = (1, 1)
             resnet.layer4[0].downsample[0].stride = (1, 1)
-        for name, child in resnet.named_children():
-            if name not in ("avgpool", "fc"):
-                self.add_module(name, child)
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
