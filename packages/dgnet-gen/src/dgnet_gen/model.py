@@ -59,6 +59,12 @@ class NetworksConfig:
     num_scales: int = 3
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if type(value) is int and value < (0 if name == "discriminator_res" else 1):
+                raise ConfigError(f"networks.{name}: must be at least 1, got {value}")
+        for name in ("dropout_primary", "dropout_fine"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"networks.{name}: must be at least 0 and below 1, got {getattr(self, name):g}")
         height, width = self.image_hw
         step = 2**self.n_downsample
         if height % step or width % step or min(height, width) < 4 * step:
@@ -66,9 +72,6 @@ class NetworksConfig:
                 f"networks.image_hw: {height} x {width} must be multiples of {step} and at least {4 * step} "
                 f"(n_downsample is {self.n_downsample})"
             )
-        for name in ("trunk_width", "stripes", "bottleneck", "structure_dim", "n_downsample", "n_res", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"networks.{name}: must be at least 1, got {getattr(self, name)}")
         num_features = 2048 if self.trunk == "resnet50" else 8 * self.trunk_width
         if self.stripes * num_features % self.n_res:
             raise ConfigError(
