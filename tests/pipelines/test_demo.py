@@ -1,4 +1,4 @@
-"""The whole road end to end at the smallest size: every artifact is there, names its maker, and nothing is done twice."""
+"""The whole road at the smallest size: every artifact is there and names its maker, and nothing is done twice."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_walking_again_changes_no_file(walked):
 
 
 def test_a_walk_that_was_stopped_goes_on(tmp_path):
-    with pytest.raises(Stopped, match="--resume|again"):
+    with pytest.raises(Stopped, match="continue with --resume"):
         walk(tiny_road(tmp_path / "demo", max_hours=1e-9))
     assert not (tmp_path / "demo" / "stages" / "teacher.json").exists()
     walk(tiny_road(tmp_path / "demo"))
