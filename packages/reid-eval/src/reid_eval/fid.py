@@ -1,45 +1,48 @@
 """The Frechet distance between two sets of pictures, in the features of a network that is always named.
 
-    extractor = extractor_from_name("inception", weights=Path("pt_inception-2015-12-05-6726825d.pth"))
-    fid("real", "fake", extractor)              # MetricResult("fid_inception", ...)
+Two numbers can be compared only if network, weights, resize and sets agree, so each result says all of them.
+Statistics are gathered in one pass in float64; neither the batch size nor the order of the files matters.
 
-Two numbers can be compared only when extractor, resize and sets agree: each result says all of them. Statistics are
-gathered in one pass, in float64, whatever the batch size.
+    extractor = extractor_from_name("inception", weights=Path("pt_inception-2015-12-05-6726825d.pth"))
+    fid("real", "fake", extractor)                                # MetricResult("fid_inception", ...)
+    fid("real", "fake", extractor_from_name("reid:runs/teacher"))  # MetricResult("fid_reid", ...)
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 import reid_eval
 from reid_eval.errors import ReidError
-from reid_eval.files import fingerprint, list_images, read_pixels
-from reid_eval.progress import track
+from reid_eval.files import describe_images, file_fingerprint, list_images, read_pixels
+from reid_eval.progress import progress
 from reid_eval.report import MetricResult
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256_START = "6726825d"
-INCEPTION_MIB = 91
+
+logger = logging.getLogger(__name__)
 
 
 class ExtractorError(ReidError):
-    """A feature extractor is unknown, or its weights are missing or damaged."""
+    """A feature extractor is not known, or its weights are missing or damaged."""
 
 
 class StatisticsError(ReidError):
-    """The pictures cannot give a Frechet distance."""
+    """The pictures do not give a Frechet distance."""
 
 
 class Extractor(Protocol):
-    """Pictures of any size in, one feature vector each out."""
+    """Pictures of any sizes in, one feature vector each out; a picture's vector depends on no other picture."""
 
     name: str
     """names the metric, fid_<name up to a colon>"""
@@ -47,257 +50,291 @@ class Extractor(Protocol):
     """network, weights and resize, for the protocol sentence"""
     num_features: int
     quotable: bool
-    """whether the number means anything outside a demo"""
+    """False if the number only shows that the machinery works; its metric's name then ends in _demo"""
 
-    def __call__(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """A list of uint8 RGB (H, W, 3) to float (B, num_features)."""
+    def __call__(self, pixels_batch: list[np.ndarray], /) -> np.ndarray:
+        """Pixels (uint8, RGB, (H, W, 3) each) to vectors (B, num_features)."""
 
 
 def extractor_from_name(name: str, *, weights: Path | None = None, device: str = "auto") -> Extractor:
-    """`inception`, `random`, or one that another package provides, such as `reid:RUN` from reid-models.
+    """`inception`, `random`, or what an installed package offers, such as `reid:RUN` from reid-models.
+
+    A package offers `kind:ARGUMENT` by an entry point named `kind` in the group "reid_eval.extractors", called with
+    the argument and the device. Only `inception` takes `weights`.
 
     Raises:
-        ExtractorError: no such extractor, or its weights cannot be had.
+        ExtractorError: no such extractor or device, or its weights cannot be had.
     """
     kind, _, argument = name.partition(":")
-    if kind == "inception":
-        return InceptionExtractor(weights, device)
-    if kind == "random":
-        return RandomExtractor(device)
-    plugins = {entry.name: entry for entry in entry_points(group="reid_eval.extractors")}
-    if kind in plugins:
+    if weights is not None and kind != "inception":
+        raise ExtractorError(f"--weights {weights}: only the extractor inception takes a weight file, not {name}")
+    if name == "inception":
+        return _published_inception(weights, device)
+    if name == "random":
+        return RandomExtractor()
+    offered = {entry.name: entry for entry in entry_points(group="reid_eval.extractors")}
+    if kind in offered:
         if not argument:
-            raise ExtractorError(f"--extractor {name}: expected {kind}:RUN, the folder of a trained run")
-        extractor: Extractor = plugins[kind].load()(argument, device)
+            raise ExtractorError(f"--extractor {name}: which one? expected {kind}:RUN, the folder of a trained run")
+        extractor: Extractor = offered[kind].load()(argument, device)
         return extractor
-    known = ["inception", "random", *(f"{plugin}:RUN" for plugin in sorted(plugins))]
-    hint = "; install reid-models for reid:RUN" if kind == "reid" else ""
-    raise ExtractorError(f"--extractor {name}: expected one of {', '.join(known)}{hint}")
+    if kind == "reid":
+        raise ExtractorError(f"--extractor {name}: reid-models is not installed; pip install reid-models")
+    known = ["inception", "random", *(f"{offer}:RUN" for offer in sorted(offered))]
+    raise ExtractorError(f"--extractor {name}: not known; expected one of {', '.join(known)}")
 
 
 class InceptionExtractor:
-    """The Inception network of the published FID, ported from TensorFlow: pool3, 2048 features.
+    """FID's Inception network (pool3, 2048 features) with given weights, fed as pytorch-fid feeds it.
 
-    Pictures are resized inside the network to 299 x 299, bilinear without antialiasing, as pytorch-fid does.
+    Each picture is resized to 299x299 by itself (bilinear, half-pixel centres, no antialiasing), so their sizes may
+    differ, and scaled to -1..1.
     """
 
-    num_features = 2048
     name = "inception"
+    num_features = 2048
     quotable = True
 
-    def __init__(self, weights: Path | None, device: str) -> None:
-        import torch
+    def __init__(self, state: Mapping[str, Tensor], device: str = "auto") -> None:
         from pytorch_fid import inception
 
-        file = _inception_weights(weights)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        # pytorch-fid takes no file: it asks this function for its weights while it is built.
-        original = inception.load_state_dict_from_url
-        inception.load_state_dict_from_url = lambda *args, **kwargs: state
+        self._device = _torch_device(device)
+        self.description = (
+            f"Inception of 2015-12-05 as ported by pytorch-fid, weights {INCEPTION_SHA256_START} (pool3, 2048 features)"
+            ", pictures resized to 299x299, bilinear without antialiasing"
+        )
+        # pytorch-fid takes no weights, it calls this function for them while it builds the network.
+        fetch = inception.load_state_dict_from_url
+        inception.load_state_dict_from_url = lambda *_, **__: state
         try:
-            self._network = inception.InceptionV3([3]).eval()
-        except (RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ExtractorError(f"{file}: not the weights of FID's Inception network ({reason})") from None
+            network = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[2048]], resize_input=False)
         finally:
-            inception.load_state_dict_from_url = original
-        self._device = torch.device(_device(device))
-        self._network.to(self._device)
-        self.description = f"Inception 2015-12-05 pool3 ({file.name}), bilinear to 299x299 without antialiasing"
+            inception.load_state_dict_from_url = fetch
+        self._network = network.eval().to(self._device)
 
-    def __call__(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def __call__(self, pixels_batch: list[np.ndarray], /) -> np.ndarray:
+        """Pixels (uint8, RGB, (H, W, 3) each) to vectors (B, 2048), float32."""
         import torch
 
         with torch.inference_mode():
-            rows = []
-            for image in pixels:  # sizes may differ, and the resize is part of the network
-                batch = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(self._device).float() / 255
-                rows.append(batch)
-            if len({tuple(row.shape) for row in rows}) == 1:
-                features = self._network(torch.cat(rows))[0]
-            else:
-                features = torch.cat([self._network(row)[0] for row in rows])
+            images = torch.cat([_resized(pixels, (299, 299), self._device) for pixels in pixels_batch])
+            features: Tensor = self._network(images)[0]
         return features.flatten(1).cpu().numpy()
 
 
 class RandomExtractor:
-    """A small convolutional network with seeded random weights: it works without any file and means nothing.
+    """A small convolutional network with seeded random weights: it needs no file, and its distance means nothing.
 
-    Its metric is called fid_random_demo so that nobody can quote it.
+    It runs on the CPU in float64, so that a demonstration shows the same number everywhere.
     """
 
     name = "random_demo"
     num_features = 64
     quotable = False
     description = (
-        "a random untrained network of 64 features, bilinear to 64x32: for demonstration only, never to be quoted"
+        "a small network with random weights (64 features), pictures resized to 64x32, bilinear: "
+        "for demonstration only, never to be quoted"
     )
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self) -> None:
         import torch
         from torch import nn
 
         generator = torch.Generator().manual_seed(2019)
         layers: list[nn.Module] = []
-        for in_channels, out_channels in ((3, 16), (16, 32), (32, 64)):
-            conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        for in_channels, out_channels in ((3, 16), (16, 32), (32, self.num_features)):
+            conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False, dtype=torch.float64)
             nn.init.normal_(conv.weight, std=(2 / (9 * in_channels)) ** 0.5, generator=generator)
-            nn.init.zeros_(conv.bias)
             layers += [conv, nn.ReLU()]
-        self._device = torch.device(_device(device))
-        self._network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval().to(self._device)
+        self._network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
-    def __call__(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def __call__(self, pixels_batch: list[np.ndarray], /) -> np.ndarray:
+        """Pixels (uint8, RGB, (H, W, 3) each) to vectors (B, 64), float64."""
         import torch
-        import torch.nn.functional as F
 
         with torch.inference_mode():
-            batch = [
-                F.interpolate(
-                    torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1,
-                    size=(64, 32), mode="bilinear", antialias=True, align_corners=False,
-                )
-                for image in pixels
-            ]  # fmt: skip
-            return self._network(torch.cat(batch).to(self._device)).cpu().numpy()
+            images = torch.cat([_resized(pixels, (64, 32), torch.device("cpu")) for pixels in pixels_batch])
+            features: Tensor = self._network(2 * images.double() - 1)
+        return features.numpy()
 
 
-def _device(name: str) -> str:
+def _resized(pixels: np.ndarray, image_hw: tuple[int, int], device: device) -> Tensor:
+    """Pixels to float32 (1, 3, height, width), 0..1."""
+    import torch
+    import torch.nn.functional as F
+
+    image = torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+    return F.interpolate(image, size=image_hw, mode="bilinear", align_corners=False)
+
+
+def _torch_device(name: str) -> device:
     import torch
 
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExtractorError(f"--device {name}: cannot be used here ({reason}); try auto or cpu") from None
 
 
-def _inception_weights(weights: Path | None) -> Path:
-    """The weight file: given, in the torch hub cache, or downloaded there with an announcement."""
-    if weights is not None:
-        if not weights.is_file():
-            raise ExtractorError(f"{weights}: no such weight file; expected {INCEPTION_FILE} ({INCEPTION_MIB} MiB)")
-        return weights
+def _published_inception(weights: Path | None, device: str) -> InceptionExtractor:
+    """The Inception network with the published weights: from `weights`, or the torch hub cache, fetched if missing."""
     import torch
+    from pytorch_fid.inception import FID_WEIGHTS_URL
 
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    if not cached.is_file():
-        missing = (
-            f"the Inception weights {INCEPTION_FILE} ({INCEPTION_MIB} MiB, SHA-256 {INCEPTION_SHA256_START}...) are not in "
-            f"{cached.parent}; put the file there or name it with --weights"
-        )
-        if os.environ.get("REID_OFFLINE"):
-            raise ExtractorError(f"{missing} (REID_OFFLINE is set)")
-        from pytorch_fid.inception import FID_WEIGHTS_URL
-
-        print(f"downloading {INCEPTION_FILE} ({INCEPTION_MIB} MiB) to {cached.parent}", file=sys.stderr)
-        cached.parent.mkdir(parents=True, exist_ok=True)
+    file = weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    if not file.is_file():
+        remedy = f"get it from {FID_WEIGHTS_URL} (91 MiB) and put it there, or name it with --weights FILE"
+        if weights is not None:
+            raise ExtractorError(f"{file}: no such file, expected {INCEPTION_FILE}; {remedy}")
+        logger.warning("fetching FID's Inception weights (91 MiB): %s -> %s", FID_WEIGHTS_URL, file)
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(cached), hash_prefix=INCEPTION_SHA256_START)
+            torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(file), hash_prefix=INCEPTION_SHA256_START)
         except (OSError, RuntimeError) as error:
-            raise ExtractorError(f"{missing}; the download failed ({error})") from None
-    digest = hashlib.sha256(cached.read_bytes()).hexdigest()
-    if not digest.startswith(INCEPTION_SHA256_START):
+            raise ExtractorError(f"{file}: not there, and could not be fetched ({error}); {remedy}") from None
+    sha256 = file_fingerprint(file)
+    if not sha256.startswith(INCEPTION_SHA256_START):
         raise ExtractorError(
-            f"{cached}: SHA-256 {digest[:8]}..., expected {INCEPTION_SHA256_START}...; remove the file"
+            f"{file}: SHA-256 {sha256[:8]}..., expected {INCEPTION_SHA256_START}...: damaged, or not {INCEPTION_FILE}; "
+            "remove it, or name the right file with --weights"
         )
-    return cached
+    return InceptionExtractor(torch.load(file, map_location="cpu", weights_only=True), device)
 
 
 class ImageStats:
-    """Mean and covariance of feature vectors, gathered batch by batch in float64."""
+    """Mean and covariance of vectors (D,), gathered batch by batch in float64."""
 
     def __init__(self, num_features: int) -> None:
         self.count = 0
-        self._mean = np.zeros(num_features)
+        self.mean = np.zeros(num_features)
         self._scatter = np.zeros((num_features, num_features))
 
     def update(self, features: np.ndarray) -> None:
-        """Add vectors (B, D)."""
-        batch = np.asarray(features, np.float64)
+        """Add vectors (B, D), at least one.
+
+        Raises:
+            StatisticsError: a value is not finite.
+        """
+        batch = np.asarray(features, dtype=np.float64)
         if not np.isfinite(batch).all():
-            raise StatisticsError("the extractor gave values that are not finite; check its weights")
-        mean = batch.mean(axis=0)
-        centred = batch - mean
+            raise StatisticsError("the extractor gave features that are not finite; are its weights damaged?")
+        # Chan, Golub, LeVeque 1983: two sets' moments merge exactly, without the cancellation of raw sums of squares.
         count = self.count + len(batch)
-        step = mean - self._mean
-        # Chan et al. 1983: exact merging of two sets' moments.
+        batch_mean = batch.mean(axis=0)
+        centred = batch - batch_mean
+        step = batch_mean - self.mean
         self._scatter += centred.T @ centred + np.outer(step, step) * (self.count * len(batch) / count)
-        self._mean += step * (len(batch) / count)
+        self.mean = self.mean + step * (len(batch) / count)
         self.count = count
 
     @property
-    def mean(self) -> np.ndarray:
-        """(D,)"""
-        return self._mean
-
-    @property
     def covariance(self) -> np.ndarray:
-        """(D, D), divided by count - 1."""
+        """(D, D), divisor count - 1.
+
+        Raises:
+            StatisticsError: fewer than two vectors.
+        """
         if self.count < 2:
-            raise StatisticsError(f"{self.count} picture; a covariance takes at least 2")
+            raise StatisticsError(f"{self.count} pictures: a covariance needs at least 2")
         return self._scatter / (self.count - 1)
 
 
 def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """Squared Frechet distance of two Gaussians (Dowson and Landau 1982): |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2).
+    """Squared Frechet distance of two Gaussians: |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^1/2, never negative.
 
-    The trace of the root is the sum of the roots of the eigenvalues of R C2 R with R the symmetric root of C1: real,
-    also for covariances without full rank. Never negative.
+    With C = F F^T on both sides the last trace is the sum of the singular values of F1^T F2. F comes from a symmetric
+    eigenproblem, so everything stays real, and covariances without full rank lose no digits.
 
     Shapes:
         mean1, mean2  (D,)
-        cov1, cov2    (D, D) symmetric
+        cov1, cov2    (D, D)  symmetric, positive semidefinite
+
+    Raises:
+        StatisticsError: the two sides have different numbers of features.
     """
-    values, vectors = np.linalg.eigh(cov1)
-    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    cross = np.linalg.eigvalsh(root @ cov2 @ root)
-    # Rounding leaves eigenvalues of the size of epsilon where zeros belong; their roots would add up.
-    cross[cross < cross.size * np.finfo(np.float64).eps * max(cross.max(initial=0), 0)] = 0
-    distance = np.square(mean1 - mean2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * np.sqrt(cross).sum()
-    return max(float(distance), 0.0)
+    if mean1.shape != mean2.shape or cov1.shape != cov2.shape:
+        raise StatisticsError(f"{len(mean1)} features against {len(mean2)}: expected one extractor for both sides")
+    cross_trace = np.linalg.svd(_factor(cov1).T @ _factor(cov2), compute_uv=False).sum()
+    distance = np.square(mean1 - mean2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * cross_trace
+    return max(float(distance), 0.0)  # rounding may leave -1e-15 for equal sets
+
+
+def _factor(cov: np.ndarray) -> np.ndarray:
+    """F (D, rank) with F F^T = cov."""
+    values, vectors = np.linalg.eigh(cov)
+    there = values > values.max(initial=0.0) * len(values) * np.finfo(np.float64).eps
+    return vectors[:, there] * np.sqrt(values[there])
 
 
 def image_stats(folder: Path | str, extractor: Extractor, *, batch_size: int = 50) -> ImageStats:
-    """The statistics of all pictures below a folder."""
+    """Mean and covariance of the features of all pictures below a folder, at any depth.
+
+    Raises:
+        ImageError: there is no such folder, or a picture cannot be read.
+        StatisticsError: there are fewer than two pictures.
+    """
     paths = list_images(folder)
     if len(paths) < 2:
-        raise StatisticsError(f"{folder}: {len(paths)} pictures; a Frechet distance takes at least 2 on each side")
+        raise StatisticsError(
+            f"{folder}: {len(paths)} pictures below it, a Frechet distance needs at least 2 on each side"
+        )
+    if batch_size < 1:
+        raise StatisticsError(f"batch size {batch_size}: expected at least 1")
     stats = ImageStats(extractor.num_features)
-    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    for batch in track(batches, f"features of {folder}"):
-        stats.update(extractor([read_pixels(path) for path in batch]))
+    with progress(f"features of {folder}", len(paths)) as bar:
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            stats.update(extractor([read_pixels(path) for path in batch]))
+            bar.advance(len(batch))
     return stats
 
 
 def fid(real: Path | str, fake: Path | str, extractor: Extractor, *, batch_size: int = 50) -> MetricResult:
-    """The Frechet distance between the pictures of two folders.
+    """The Frechet distance between the pictures of two folders, as `fid_<extractor>`.
+
+    Few pictures, or very different numbers of them, give a warning in the log and a sentence in the protocol.
 
     Raises:
-        ImageError: a folder is missing or a picture cannot be read.
-        StatisticsError: fewer than two pictures on a side.
+        ImageError: a folder is missing, or a picture cannot be read.
+        StatisticsError: a folder holds fewer than two pictures, or a feature is not finite.
     """
     sides = [image_stats(folder, extractor, batch_size=batch_size) for folder in (real, fake)]
+    num_real, num_fake = (side.count for side in sides)
     value = frechet_distance(sides[0].mean, sides[0].covariance, sides[1].mean, sides[1].covariance)
-    few = min(side.count for side in sides)
-    protocol = (
-        f"squared Frechet distance in {extractor.description}; {sides[0].count} real and {sides[1].count} made pictures"
-    )
-    if few < extractor.num_features:
-        protocol += f"; {few} pictures are fewer than {extractor.num_features} features, so the value is biased upwards"
+    remarks = list(_remarks(num_real, num_fake, extractor.num_features))
+    for remark in remarks:
+        logger.warning("fid: %s", remark)
+    name = f"fid_{extractor.name.partition(':')[0]}"
     return MetricResult(
-        name=f"fid_{extractor.name.partition(':')[0]}",
+        name=name if extractor.quotable or name.endswith("_demo") else f"{name}_demo",
         value=value,
         higher_is_better=False,
-        protocol=protocol,
+        protocol=" ".join(
+            [
+                f"Squared Frechet distance between {num_real} real and {num_fake} generated pictures.",
+                f"Features: {extractor.description}.",
+                *remarks,
+            ]
+        ),
         made_by={
             "reid_eval": reid_eval.__version__,
-            "extractor": extractor.description,
-            "real": _origin(real),
-            "fake": _origin(fake),
+            "extractor": extractor.name,
+            "real": describe_images(real, list_images(real)),
+            "fake": describe_images(fake, list_images(fake)),
         },
     )
 
 
-def _origin(folder: Path | str) -> dict[str, object]:
-    paths = list_images(folder)
-    names = fingerprint(str(path.relative_to(folder)) for path in paths)
-    return {"folder": str(folder), "images": len(paths), "names": names}
+def _remarks(num_real: int, num_fake: int, num_features: int) -> Sequence[str]:
+    remarks = []
+    if min(num_real, num_fake) <= num_features:
+        remarks.append(
+            f"With {min(num_real, num_fake)} pictures for {num_features} features the covariance is singular and the "
+            "value too high: compare it only with values from as many pictures."
+        )
+    if max(num_real, num_fake) > 1.1 * min(num_real, num_fake):
+        remarks.append(f"The sides differ in size ({num_real} and {num_fake}); the bias depends on it.")
+    return remarks
