@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import threading
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -96,8 +97,62 @@ def make_batch(seed=0):
     generator = torch.Generator().manual_seed(seed)
     coarse = [torch.randn(3, 3, 4, 2, generator=generator) for _ in range(4)]
     images = [F.interpolate(image, size=TINY.image_hw, mode="bilinear") for image in coarse]
-    labels, rows = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2])
-    return PairBatch(images[0], images[1], labels, images[2], images[3], labels, rows, rows)
+    labels_a, labels_b, rows = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0]), torch.tensor([0, 1, 2])
+    return PairBatch(images[0], images[1], labels_a, images[2], images[3], labels_b, rows, rows)
+
+
+def slow_terms(model, updated_discriminator, batch):
+    """The terms of a late step, one batch and one network at a time, from the paper's definitions."""
+
+    def l1(made, real):
+        return (made - real).abs().mean()
+
+    def mean_square(maps, target):
+        return sum((patch_map - target).square().mean() for patch_map in maps)
+
+    def paint(structure, appearance):
+        return model.decoder(appearance, structure)
+
+    x_a, x_b, l_a, l_b = batch.anchors_a, batch.anchors_b, batch.labels_a, batch.labels_b
+    s_a, s_b = (model.structure_encoder(x.mean(1, keepdim=True)) for x in (x_a, x_b))
+    a, b, a2, b2 = (model.appearance_encoder(x) for x in (x_a, x_b, batch.positives_a, batch.positives_b))
+    x_ba, x_ab = paint(s_b, a.code), paint(s_a, b.code)
+    penalty = 0.0
+    for x in (x_a.clone().requires_grad_(), x_b.clone().requires_grad_()):
+        for patch_map in model.discriminator(x):
+            (slope,) = torch.autograd.grad(patch_map.sum(), x, retain_graph=True)
+            penalty += slope.square().sum((1, 2, 3)).mean()
+    game = sum(
+        mean_square(model.discriminator(fake), 0) + mean_square(model.discriminator(real), 1)
+        for fake, real in ((x_ba, x_a), (x_ab, x_b))
+    )
+    copy = deepcopy(model.appearance_encoder)
+    again_a, again_b = copy(x_ba), copy(x_ab)
+    s_a2, s_b2 = (model.structure_encoder(x.mean(1, keepdim=True)) for x in (x_ab, x_ba))
+    return {
+        "recon_self": l1(paint(s_a, a.code), x_a) + l1(paint(s_b, b.code), x_b),
+        "recon_same_id": l1(paint(s_a, a2.code), x_a) + l1(paint(s_b, b2.code), x_b),
+        "recon_structure": l1(s_a2, s_a) + l1(s_b2, s_b),
+        "cycle": l1(paint(s_a2, again_a.code), x_a) + l1(paint(s_b2, again_b.code), x_b),
+        "adversarial": 2 * sum(mean_square(updated_discriminator(x), 1) for x in (x_ba, x_ab)),
+        "recon_identity": F.cross_entropy(again_a.primary, l_a) + F.cross_entropy(again_b.primary, l_b),
+        "identity": F.cross_entropy(a.primary, l_a) + F.cross_entropy(b.primary, l_b),
+        "identity_positive": F.cross_entropy(a2.primary, l_a) + F.cross_entropy(b2.primary, l_b),
+        "gradient_penalty": penalty,
+        "discriminator": game + 0.01 * penalty,
+    }
+
+
+@pytest.mark.parametrize("encoder_again", [0.0, 1.0])
+def test_the_terms_are_those_of_the_slow_version(encoder_again):
+    networks = dataclasses.replace(TINY, dropout_primary=0.0, dropout_fine=0.0)
+    step = make_step(dataclasses.replace(CONFIG, networks=networks, erasing=0.0, encoder_again=encoder_again))
+    before = deepcopy(step.model)
+    terms = step(LATE, make_batch())
+    expected = slow_terms(before, step.model.discriminator, make_batch())
+    assert terms.keys() == expected.keys() | {"total"}
+    for name, value in expected.items():
+        assert float(terms[name]) == pytest.approx(float(value.detach()), rel=1e-4), name
 
 
 def trained_by(term, **changes):
