@@ -1,0 +1,104 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from dgnet_gen.cli import main
+from dgnet_gen.generation import ManifestError
+from dgnet_gen.truth import swap_truth, truth_sheet
+from reid_eval.files import read_pixels, save_image
+from reid_models.data.index import DatasetIndex
+from reid_models.data.synthetic import ToyWorldError, draw, load_toy_records, make_toy_dataset
+from reid_models.data.transforms import resize_pixels
+
+SIZE = (64, 32)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return make_toy_dataset(tmp_path_factory.mktemp("toy") / "raw", ids=6, cameras=2, per_camera=2, image_hw=SIZE)
+
+
+def pretend(folder, toy, paint):
+    """A generated folder of six swaps whose pictures are whatever `paint(appearance name, structure name)` gives."""
+    index = DatasetIndex.open(toy).split("train_all")
+    header = {"format": 1, "checkpoint": "hand-made", "iteration": 0, "seed": 0}
+    rows = []
+    for number in range(6):
+        look, pose = index[number], index[(number + 5) % len(index)]
+        name = f"{look.pid:04d}/{number}.png"
+        save_image(folder / name, paint(look.path.name, pose.path.name))
+        rows.append({"file": name, "appearance": look.path.name, "structure": pose.path.name})
+    lines = [json.dumps(line) for line in (header, *rows)]
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def true_picture(toy):
+    records = load_toy_records(toy)
+    return lambda look, pose: draw(records.appearance(look), records.structure(pose), SIZE)
+
+
+def test_the_true_picture_itself_is_perfect(toy, tmp_path):
+    report = swap_truth(pretend(tmp_path, toy, true_picture(toy)), toy)
+    assert np.isinf(report.psnr_db[:, 0]).all()
+    assert report.ssim[:, 0] == pytest.approx(1)
+    assert report.gain_db == math.inf
+
+
+def test_returning_a_parent_scores_exactly_its_baseline(toy, tmp_path):
+    paths = {record.path.name: record.path for record in DatasetIndex.open(toy)}
+    report = swap_truth(pretend(tmp_path, toy, lambda _, pose: resize_pixels(read_pixels(paths[pose]), SIZE)), toy)
+    assert report.psnr_db[:, 0] == pytest.approx(report.psnr_db[:, 1])
+    assert report.gain_db == pytest.approx(min(0, report.psnr_db[:, 1].mean() - report.psnr_db[:, 2].mean()))
+
+
+def test_psnr_is_what_its_definition_says(toy, tmp_path):
+    paint = true_picture(toy)
+    report = swap_truth(pretend(tmp_path, toy, lambda *names: paint(*names) ^ 4), toy)  # every channel 4 levels off
+    assert report.psnr_db[:, 0] == pytest.approx(20 * math.log10(255 / 4))
+
+
+def test_every_number_is_named_with_its_protocol(toy, tmp_path):
+    report = swap_truth(pretend(tmp_path, toy, true_picture(toy)), toy)
+    names = {result.name for result in report.metrics()}
+    assert {
+        "swap_truth_psnr_db",
+        "swap_truth_psnr_db_structure_unchanged",
+        "swap_truth_ssim_appearance_unchanged",
+    } <= names
+    assert all("6 swaps" in result.protocol for result in report.metrics())
+
+
+def test_a_picture_of_the_manifest_that_is_missing_is_named(toy, tmp_path):
+    pretend(tmp_path, toy, true_picture(toy))
+    next(tmp_path.glob("*/3.png")).unlink()
+    with pytest.raises(ManifestError, match=r"3\.png: named in the manifest but not there"):
+        swap_truth(tmp_path, toy)
+
+
+def test_a_world_that_does_not_know_the_parents_is_refused(toy, tmp_path):
+    pretend(tmp_path / "fake", toy, true_picture(toy))
+    other = make_toy_dataset(tmp_path / "other", ids=2, cameras=1, per_camera=2, seed=9, image_hw=SIZE)
+    with pytest.raises(ToyWorldError):
+        swap_truth(tmp_path / "fake", other)
+
+
+def test_the_sheet_shows_structure_appearance_generated_truth(toy, tmp_path):
+    sheet = truth_sheet(pretend(tmp_path, toy, true_picture(toy)), toy, columns=3)
+    assert sheet.shape == (4 * SIZE[0], 3 * SIZE[1], 3)
+    assert np.array_equal(sheet[2 * SIZE[0] : 3 * SIZE[0]], sheet[3 * SIZE[0] :])
+
+
+def test_the_command_prints_saves_and_draws(toy, tmp_path):
+    folder = pretend(tmp_path / "fake", toy, lambda *names: np.zeros((*SIZE, 3), np.uint8))
+    arguments = [str(folder), "--toy", str(toy), "--out", str(tmp_path / "metrics"), "--sheet", str(tmp_path / "s.png")]
+    result = CliRunner().invoke(main, ["swap-truth", *arguments])
+    assert result.exit_code == 0
+    assert "structure unchanged" in result.stdout
+    assert (tmp_path / "s.png").is_file()
+    assert (tmp_path / "metrics" / "swap_truth_gain_db.json").is_file()
+    values = json.loads(CliRunner().invoke(main, ["swap-truth", *arguments[:3], "--json"]).stdout)
+    assert values["images"] == 6
