@@ -5,8 +5,6 @@ Results go to stdout, progress and remarks to stderr. Heavy imports wait until a
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -102,20 +100,24 @@ def fid(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the Frechet distance between the pictures of two folders.
+    """Print the Frechet distance between all pictures below two folders: how alike the two sets are as sets.
+
+    The number's name says whose features it was measured in: fid_inception is the published FID, fid_reid that of a
+    trained re-ID run, fid_random_demo means nothing and shows only that everything works.
 
     \b
     Example:
       reid-eval fid data/market/train_all runs/dgnet/fake/00100000
-      reid-eval fid data/market/train_all runs/dgnet/fake/00100000 --extractor reid:runs/teacher
+      reid-eval fid data/market/train_all runs/dgnet/fake/00100000 --extractor reid:runs/teacher --out runs/metrics
     """
     with user_errors():
-        from reid_eval.fid import extractor_from_name
-        from reid_eval.fid import fid as measure
+        from reid_eval import fid as frechet
+        from reid_eval.files import list_images
 
-        extractor = extractor_from_name(extractor_name, weights=weights, device=device)
-        result = measure(real, fake, extractor, batch_size=batch_size)
-        _show(result, out, as_json)
+        for folder in (real, fake):
+            list_images(folder)  # a misspelt folder should not wait for the network to be loaded, or even fetched
+        extractor = frechet.extractor_from_name(extractor_name, weights=weights, device=device)
+        _show(frechet.fid(real, fake, extractor, batch_size=batch_size), out, as_json)
 
 
 @main.command()
@@ -126,15 +128,17 @@ def fid(
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the metric file into this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def ssim(first: Path, second: Path | None, pairs: int, seed: int, out: Path | None, as_json: bool) -> None:
-    """Print how alike pictures are.
+    """Print the mean SSIM of pairs of pictures.
 
-    One folder: mean SSIM of random pairs within each identity's folder, which measures how varied they are, not how
-    good. Two folders: mean SSIM of pictures with equal names.
+    One folder: random pairs within each identity's folder. That is diversity, how varied the pictures of a person are,
+    and not fidelity. Two folders: the pictures of equal relative path, whatever their suffix. That is fidelity.
+
+    SSIM is scikit-image's default (uniform 7x7 window) on RGB 0..255 at native size; other programs mean other numbers.
 
     \b
     Example:
       reid-eval ssim runs/dgnet/fake/00100000
-      reid-eval ssim reconstructed/ originals/
+      reid-eval ssim reconstructed originals
     """
     with user_errors():
         from reid_eval.similarity import ssim_of_pairs, ssim_within_identity
@@ -146,9 +150,11 @@ def ssim(first: Path, second: Path | None, pairs: int, seed: int, out: Path | No
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
-@click.option("--title", default="Report", show_default=True)
+@click.option("--title", default="", help="Headline; the folder's name if not given.")
 def report(folder: Path, out: Path, title: str) -> None:
-    """Collect the metric files and sample sheets below a folder into one self-contained page.
+    """Collect what was measured below a folder into one self-contained page, and its numbers into a .json beside it.
+
+    Collected are metrics/*.json, pictures/*, the newest of each series in samples/, and config.yaml, at any depth.
 
     \b
     Example:
@@ -157,15 +163,17 @@ def report(folder: Path, out: Path, title: str) -> None:
     with user_errors():
         from reid_eval.report import report_of_folder, write_report
 
-        click.echo(write_report(out, report_of_folder(folder, title=title)))
+        write_report(out, report_of_folder(folder, title=title))
+        click.echo(f"wrote {out} and {out.with_suffix('.json')}", err=True)
 
 
 def _show(result: MetricResult, out: Path | None, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(result), indent=2))
+        click.echo(result.to_json())
     else:
-        unit = f" {result.unit}" if result.unit else ""
-        click.echo(f"{result.name}: {result.value:.4f}{unit}\n  {result.protocol}")
+        better = "higher" if result.higher_is_better else "lower"
+        value = f"{result.value:.4f} {result.unit}".rstrip()
+        click.echo(f"{result.name}: {value} ({better} is better)\n{result.protocol}")
     if out is not None:
         click.echo(f"wrote {result.save(out)}", err=True)
 

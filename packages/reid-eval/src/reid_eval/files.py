@@ -73,7 +73,10 @@ def atomic_path(file: Path | str) -> Iterator[Path]:
     A full disk raises `OutputError`; the previous `file` stays as it was.
     """
     file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise OutputError(f"{file}: {file.parent} is not a folder; choose another place") from None
     handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
     os.close(handle)
     part = Path(name)

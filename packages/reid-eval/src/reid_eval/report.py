@@ -70,10 +70,14 @@ class MetricResult:
         """False for numbers that only show that the machinery works, such as `fid_random_demo`."""
         return "demo" not in self.name.split("_")
 
+    def to_json(self) -> str:
+        """One JSON object, what `save` writes."""
+        return json.dumps({"format": METRIC_FORMAT, **_plain(asdict(self))}, indent=2)
+
     def save(self, folder: Path | str) -> Path:
         """Write `folder/<name>.json`, replacing an earlier one; returns its path."""
         file = Path(folder) / f"{self.name}.json"
-        write_text(file, json.dumps({"format": METRIC_FORMAT, **_plain(asdict(self))}, indent=2) + "\n")
+        write_text(file, self.to_json() + "\n")
         return file
 
     @classmethod
@@ -336,8 +340,8 @@ def write_report(out: Path | str, report: Report) -> Path:
         version=reid_eval.__version__,
         json_name=out.with_suffix(".json").name,
     )
-    write_text(out.with_suffix(".json"), json.dumps(_report_json(report), indent=2, ensure_ascii=False) + "\n")
     write_text(out, page)
+    write_text(out.with_suffix(".json"), json.dumps(_report_json(report), indent=2, ensure_ascii=False) + "\n")
     return out
 
 

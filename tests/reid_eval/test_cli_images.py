@@ -1,0 +1,136 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from reid_eval.cli import main
+from reid_eval.report import MetricResult
+from reid_eval.similarity import ssim_within_identity
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def people(tmp_path):
+    """Two folders of two people with three pictures each."""
+    rng = np.random.default_rng(0)
+    for side in ("real", "fake"):
+        for pid in ("0001", "0002"):
+            (tmp_path / side / pid).mkdir(parents=True)
+            for number in range(3):
+                pixels = rng.integers(0, 256, (16, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / side / pid / f"{pid}_c1_{number}.png")
+    return tmp_path
+
+
+def refusal(result: Result) -> str:
+    """The one line an error must be."""
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_fid_prints_name_value_direction_and_protocol_and_warns_on_stderr(people):
+    result = invoke("fid", people / "real", people / "fake", "--extractor", "random")
+    assert result.exit_code == 0
+    head, protocol = result.stdout.splitlines()
+    assert head.startswith("fid_random_demo: ")
+    assert head.endswith("(lower is better)")
+    assert "6 real and 6 generated pictures" in protocol
+    assert "never to be quoted" in protocol
+
+
+def test_fid_of_a_folder_against_itself_is_0(people):
+    result = invoke("fid", people / "real", people / "real", "--extractor", "random", "--batch-size", 2, "--json")
+    values = json.loads(result.stdout)
+    assert (values["name"], values["higher_is_better"]) == ("fid_random_demo", False)
+    assert values["value"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("command", ["fid", "ssim"])
+def test_a_measurement_is_kept_where_it_was_asked_for(people, command):
+    options = ["--extractor", "random"] if command == "fid" else []
+    out = people / "metrics"
+    result = invoke(command, people / "real", people / "fake", *options, "--out", out, "--json")
+    assert result.exit_code == 0
+    (file,) = out.iterdir()
+    assert json.loads(result.stdout) == json.loads(file.read_text())
+    assert f"wrote {file}" in result.stderr
+    assert MetricResult.load(file).made_by["reid_eval"]
+
+
+def test_ssim_of_one_folder_is_called_diversity(people):
+    result = invoke("ssim", people / "real", "--pairs", 4, "--seed", 3)
+    expected = ssim_within_identity(people / "real", pairs=4, seed=3)
+    assert result.stdout.startswith(f"ssim_within_identity: {expected.value:.4f} (lower is better)")
+    assert "diversity, not fidelity" in result.stdout
+
+
+def test_ssim_of_two_folders_is_called_fidelity(people):
+    result = invoke("ssim", people / "real", people / "real")
+    assert result.stdout.startswith("ssim_of_pairs: 1.0000 (higher is better)")
+    assert "fidelity" in result.stdout
+
+
+def test_report_collects_what_the_other_commands_wrote(people):
+    invoke("fid", people / "real", people / "fake", "--extractor", "random", "--out", people / "runs" / "metrics")
+    invoke("ssim", people / "fake", "--out", people / "runs" / "metrics")
+    (people / "runs" / "pictures").mkdir()
+    Image.new("RGB", (40, 20)).save(people / "runs" / "pictures" / "swap.png")
+    result = invoke("report", people / "runs", "--out", people / "report.html", "--title", "My runs")
+    assert result.exit_code == 0
+    assert f"wrote {people / 'report.html'} and {people / 'report.json'}" in result.stderr
+    page = (people / "report.html").read_text()
+    for words in ("My runs", "structure (pose)", "SSIM within an identity", "never to be quoted"):
+        assert words in page
+    assert len(json.loads((people / "report.json").read_text())["metrics"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fid", "real", "nowhere"], "nowhere: no such folder"),
+        (["fid", "real", "empty", "--extractor", "random"], "0 pictures below it"),
+        (["fid", "real", "fake", "--extractor", "resnet"], "expected one of inception, random"),
+        (["fid", "real", "fake", "--weights", "mine.pth"], "mine.pth: no such file, expected pt_inception"),
+        (["fid", "real", "fake", "--extractor", "reid:nowhere"], "nowhere"),
+        (["ssim", "nowhere"], "nowhere: no such folder"),
+        (["ssim", "empty"], "expected one folder per identity"),
+        (["ssim", "real/0001", "real/0002"], "no relative path is in both"),
+        (["report", "empty"], "no metrics/*.json"),
+        (["report", "nowhere"], "nowhere: no such folder"),
+        (["report", "measured", "--out", "real"], "real: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_gets_one_line(people, monkeypatch, arguments, words):
+    monkeypatch.chdir(people)
+    Path("empty").mkdir()
+    MetricResult("a", 1.0, True, "", {}).save("measured/metrics")
+    assert words in refusal(invoke(*arguments))
+
+
+def test_a_cut_off_picture_is_named_in_one_line(people):
+    file = people / "fake" / "0002" / "0002_c1_1.png"
+    file.write_bytes(file.read_bytes()[:70])
+    assert "0002_c1_1.png: not a readable image" in refusal(invoke("ssim", people / "fake"))
+
+
+def test_an_out_that_is_a_file_is_refused_but_the_number_is_not_lost(people):
+    (people / "notes.txt").write_text("mine")
+    result = invoke("ssim", people / "real", "--out", people / "notes.txt")
+    assert (result.exit_code, (people / "notes.txt").read_text()) == (1, "mine")
+    assert "notes.txt is not a folder" in result.stderr
+    assert result.stdout.startswith("ssim_within_identity: ")
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(people):
+    MetricResult("a", 1.0, True, "", {}).save(people / "runs" / "metrics")
+    assert "real: could not be written" in refusal(invoke("report", people / "runs", "--out", people / "real"))
+    assert sorted(path.name for path in people.iterdir()) == ["fake", "real", "runs"]
