@@ -1,33 +1,15 @@
 """The whole road at the smallest size: every artifact is there and names its maker, and nothing is done twice."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pipelines.road import Road, ToyWorld, demo_road, walk
+from pipelines.road import walk
 from reid_eval.errors import Stopped
 from reid_eval.report import MetricResult
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-TINY = {
-    "teacher": ("schedule.epochs=2", "schedule.warmup_epochs=0", "sampler.ids_per_batch=2", "network.width=4",
-                "eval_every=2", "network.bottleneck=16"),
-    "dgnet": ("max_iter=4", "batch_size=2", "networks.structure_dim=4", "networks.trunk_width=4", "networks.mlp_dim=8",
-              "networks.discriminator_dim=4", "sample_every=2", "checkpoint_every=2", "log_every=1"),
-}  # fmt: skip
-
-
-def tiny_road(out: Path, **changes) -> Road:
-    toy = ToyWorld(ids=12, cameras=2, per_camera=3, image_hw=(64, 32))
-    return demo_road(out, CONFIGS, toy, overrides=TINY, device="cpu", **changes)
-
-
-@pytest.fixture(scope="module")
-def walked(tmp_path_factory):
-    road = tiny_road(tmp_path_factory.mktemp("road") / "demo")
-    walk(road)
-    return road
 
 
 def modification_times(root: Path) -> dict[str, int]:
@@ -65,15 +47,39 @@ def test_the_manifest_names_both_parents_checkpoint_and_seed(walked):
     assert all(row["appearance_pid"] != row["structure_pid"] for row in rows)
 
 
-def test_walking_again_changes_no_file(walked):
+def test_walking_again_changes_no_file(walked, make_tiny_road):
     before = modification_times(walked.out)
-    walk(tiny_road(walked.out))
+    walk(make_tiny_road(walked.out))
     assert modification_times(walked.out) == before
 
 
-def test_a_walk_that_was_stopped_goes_on(tmp_path):
+def test_a_walk_that_was_stopped_goes_on(tmp_path, make_tiny_road):
     with pytest.raises(Stopped, match="continue with --resume"):
-        walk(tiny_road(tmp_path / "demo", max_hours=1e-9))
+        walk(make_tiny_road(tmp_path / "demo", max_hours=1e-9))
     assert not (tmp_path / "demo" / "stages" / "teacher.json").exists()
-    walk(tiny_road(tmp_path / "demo"))
+    walk(make_tiny_road(tmp_path / "demo"))
     assert (tmp_path / "demo" / "report.html").is_file()
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_example(name: str, *arguments: object) -> str:
+    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_examples_run_on_what_the_road_made(walked, tmp_path):
+    assert "mAP" in run_example("rank_a_folder.py", walked.teacher_run, walked.prepared)
+    first, second, *_ = sorted((walked.raw / "query").glob("*.jpg"))
+    run_example("swap_two_people.py", walked.dgnet_run, first, second, tmp_path / "swapped.png")
+    assert (tmp_path / "swapped.png").is_file()
+    scores = run_example("score_my_generator.py", walked.prepared / "train_all", walked.generated, walked.teacher_run)
+    assert "fid_reid" in scores
+    assert "diversity" in scores
+
+
+def test_examples_are_short_enough_to_read():
+    files = sorted((ROOT / "examples").glob("*.py"))
+    assert len(files) == 3
+    assert all(len(file.read_text().splitlines()) < 60 for file in files)

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from pipelines.road import Road, ToyWorld, demo_road, walk
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY = {
+    "teacher": ("schedule.epochs=2", "schedule.warmup_epochs=0", "sampler.ids_per_batch=2", "network.width=4",
+                "eval_every=2", "network.bottleneck=16"),
+    "dgnet": ("max_iter=4", "batch_size=2", "networks.structure_dim=4", "networks.trunk_width=4", "networks.mlp_dim=8",
+              "networks.discriminator_dim=4", "sample_every=2", "checkpoint_every=2", "log_every=1"),
+}  # fmt: skip
+
+
+def tiny_road(out: Path, **changes) -> Road:
+    """The demo's road at the smallest size."""
+    toy = ToyWorld(ids=12, cameras=2, per_camera=3, image_hw=(64, 32))
+    return demo_road(out, CONFIGS, toy, overrides=TINY, device="cpu", **changes)
+
+
+@pytest.fixture(scope="session")
+def make_tiny_road():
+    return tiny_road
+
+
+@pytest.fixture(scope="session")
+def walked(tmp_path_factory):
+    """A finished walk of the smallest road; not to be written to."""
+    road = tiny_road(tmp_path_factory.mktemp("road") / "demo")
+    walk(road)
+    return road
