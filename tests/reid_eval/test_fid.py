@@ -98,12 +98,25 @@ def test_far_fewer_pictures_than_features_lose_no_digits(count):
     assert distance(first, second) == pytest.approx(means + (a**2).sum() + (b**2).sum() - 2 * trace_of_root, rel=1e-10)
 
 
-def test_the_distance_is_symmetric_zero_to_itself_and_never_negative():
+def test_directions_of_little_variance_count():
+    first, second = np.diag([1.0, 1e-8]), np.diag([1.0, 4e-8])
+    assert frechet_distance(np.zeros(2), first, np.zeros(2), second) == pytest.approx(1e-8, rel=1e-6)
+
+
+def test_the_distance_is_symmetric():
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(50, 8)), rng.normal(size=(60, 8)) * 2
     assert distance(first, second) == pytest.approx(distance(second, first), rel=1e-12)
-    for features in (first, second, np.ones((5, 8))):
-        assert 0 <= distance(features, features) < 1e-12
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_set_is_at_distance_0_from_itself_and_never_below(seed):
+    features = np.random.default_rng(seed).normal(size=(20, 30))
+    assert 0 <= distance(features, features[::-1]) < 1e-12
+
+
+def test_pictures_that_are_all_alike_have_a_distance_too():
+    assert distance(np.ones((5, 3)), np.ones((4, 3))) == 0
 
 
 def test_a_shift_alone_costs_its_square():

@@ -252,8 +252,8 @@ def group_metrics(results: Iterable[MetricResult]) -> list[MetricGroup]:
 
 
 def _measure(name: str, known: Iterable[str]) -> str:
-    """The longest known measure that a name begins with, or nothing."""
-    return max((measure for measure in known if name == measure or name.startswith(f"{measure}_")), key=len, default="")
+    """The known measure that a name begins with, or nothing."""
+    return next((measure for measure in known if name == measure or name.startswith(f"{measure}_")), "")
 
 
 def _variant_order(variant: str) -> tuple[bool, bool, str]:
