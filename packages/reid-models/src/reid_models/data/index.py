@@ -241,8 +241,8 @@ def recognise(root: Path) -> tuple[Path, str]:
     images = sum(1 for entry in os.scandir(root) if is_image_name(entry.name))
     found = f"{images} images without a folder per person or split" if images else "no images and no known folders"
     raise DatasetError(
-        f"{root}: no known dataset layout ({found}); expected for example bounding_box_train, list_train.txt, train_all, "
-        "one folder per person, or a .csv"
+        f"{root}: no known dataset layout ({found}); expected for example bounding_box_train, list_train.txt, "
+        "train_all, one folder per person, or a .csv"
     )
 
 
@@ -343,7 +343,7 @@ def _read_msmt17(root: Path) -> DatasetIndex:
 
 
 def _read_viper(root: Path) -> DatasetIndex:
-    """VIPeR publishes no split: half of the people, drawn with seed 0, train; of the others cam_a asks, cam_b answers."""
+    """VIPeR publishes no split: half of the people, drawn with seed 0, train; of the rest cam_a asks, cam_b answers."""
     found: list[tuple[Path, int, int]] = []
     unparsed: list[Path] = []
     for camid, folder in enumerate(("cam_a", "cam_b"), start=1):
