@@ -24,6 +24,7 @@ _which = click.option(
     "--which-epoch", default="last", show_default=True, help="The checkpoint: a number of iterations, or last."
 )
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _data = click.option("--data", type=_PATH, help="The dataset; by default the one the run was trained on.")
 
 
@@ -41,6 +42,7 @@ def main() -> None:
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
 @_device
 @click.option("--max-hours", type=float, help="Save and leave with exit code 75 after this many hours.")
+@_json
 def train(
     config_file: Path | None,
     data: Path,
@@ -49,6 +51,7 @@ def train(
     resume: bool,
     device: str,
     max_hours: float | None,
+    as_json: bool,
 ) -> None:
     """Train DG-Net on a dataset's training pictures.
 
@@ -68,7 +71,13 @@ def train(
         config = load_config(DGNetTrainConfig, config_file, overrides)
         runtime = Runtime.from_environment(device, config.precision, max_hours)
         run = train_dgnet(config, DatasetIndex.open(data), out, runtime, resume=resume)
-    click.echo(run.path)
+        iteration, last = run.iterations()[-1], run.read_log()[-1]
+    click.echo(f"wrote {run.path}", err=True)
+    if as_json:
+        click.echo(json.dumps({"run": str(run.path), **last}))
+    else:
+        terms = ", ".join(f"{name} {last[name]:.3f}" for name in ("recon_self", "recon_same_id", "identity"))
+        click.echo(f"{run.path}: {iteration} iterations, {terms}")
 
 
 @main.command()
@@ -80,7 +89,7 @@ def train(
 @click.option("--seed", type=int, default=0, show_default=True, help="Who meets whom.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @_device
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_json
 def generate(
     run: Path,
     which_epoch: str,
@@ -167,7 +176,7 @@ def swap(
 @click.option("--toy", type=_PATH, required=True, help="The toy dataset that the parents are from.")
 @click.option("--out", type=_PATH, help="Also write one metric file per number into this folder.")
 @click.option("--sheet", type=_PATH, help="Also draw structure, appearance, generated and truth, one above the other.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_json
 def swap_truth(generated: Path, toy: Path, out: Path | None, sheet: Path | None, as_json: bool) -> None:
     """Compare generated swaps with the true picture, which the toy world can draw.
 

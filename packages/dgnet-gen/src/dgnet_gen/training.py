@@ -243,7 +243,10 @@ def train_dgnet(
                 if iteration % config.checkpoint_every == 0 or is_last or reason:
                     save(iteration)
                 if reason and not is_last:
-                    raise Stopped(f"{reason}: saved iteration {iteration} in {run.path}; continue with --resume")
+                    raise Stopped(
+                        f"{reason}: saved iteration {iteration} in {run.path}; "
+                        "run it again to go on (train: with --resume)"
+                    )
     finally:
         run.close()
     return run
