@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dgnet_gen.generation import generate, plan_generation, read_manifest
 from dgnet_gen.model import DGNet
@@ -19,13 +19,14 @@ from dgnet_gen.truth import swap_truth, truth_sheet
 from dgnet_gen.visualise import enlarged, pick_people, swap_grid
 from pipelines.stages import Stage, read_record, run_stages
 from reid_eval import __version__
-from reid_eval.fid import extractor_from_name, fid
+from reid_eval.features import ReidFeatures
+from reid_eval.fid import Extractor, extractor_from_name, fid
 from reid_eval.files import file_fingerprint, save_image
 from reid_eval.ranking import rank
 from reid_eval.report import MetricResult, Picture, Report, Timing, group_metrics, write_report
 from reid_eval.rerank import RerankParams
 from reid_eval.similarity import ssim_within_identity
-from reid_models.config import config_dict, load_config
+from reid_models.config import ConfigError, config_dict, load_config
 from reid_models.data.check import check_dataset
 from reid_models.data.index import DatasetError, DatasetIndex
 from reid_models.data.prepare import prepare_dataset
@@ -60,6 +61,8 @@ class Road:
     toy: ToyWorld | None = None
     extractors: tuple[str, ...] = ("reid",)
     """Frechet distances to measure: reid (the teacher's features), random, inception"""
+    fid_weights: Path | None = None
+    """Inception's weight file; None takes it from the torch hub cache"""
     generate_count: int | None = None
     grid: tuple[int, int] = (6, 6)
     seed: int = 0
@@ -107,13 +110,17 @@ def demo_road(
     configs: Path,
     toy: ToyWorld | None = None,
     *,
-    overrides: Mapping[str, tuple[str, ...]] | None = None,
+    overrides: Sequence[str] = (),
     device: str = "auto",
     max_hours: float | None = None,
 ) -> Road:
-    """The road on a toy world, with small networks; `overrides` holds `key=value` texts for "teacher" and "dgnet"."""
+    """The road on a toy world, with small networks; `overrides` are texts like "dgnet.max_iter=100".
+
+    Raises:
+        ConfigError: an override names no setting of the teacher or of DG-Net, or gives it a value that makes no sense.
+    """
     toy = toy or ToyWorld()
-    changes = overrides or {}
+    changes = _by_trainer(overrides)
     seed = f"seed={toy.seed}"
     return Road(
         title="Pedestrians in each other's clothes",
@@ -121,8 +128,8 @@ def demo_road(
         raw=out / "toy",
         toy=toy,
         layout="market1501",
-        teacher=load_config(ReidTrainConfig, configs / "demo_baseline.yaml", (seed, *changes.get("teacher", ()))),
-        dgnet=load_config(DGNetTrainConfig, configs / "demo_dgnet.yaml", (seed, *changes.get("dgnet", ()))),
+        teacher=load_config(ReidTrainConfig, configs / "demo_baseline.yaml", (seed, *changes["teacher"])),
+        dgnet=load_config(DGNetTrainConfig, configs / "demo_dgnet.yaml", (seed, *changes["dgnet"])),
         extractors=("reid", "random"),
         seed=toy.seed,
         device=device,
@@ -136,23 +143,50 @@ def market_road(
     configs: Path,
     *,
     layout: str = "auto",
-    preset: str = "full",
+    preset: Literal["full", "small"] = "full",
+    overrides: Sequence[str] = (),
+    fid_inception: bool | None = None,
+    fid_weights: Path | None = None,
     device: str = "auto",
     max_hours: float | None = None,
 ) -> Road:
-    """The road on a real dataset, at published sizes ("full") or small enough for a CPU ("small")."""
+    """The road on a real dataset, at published sizes ("full") or small enough for a CPU ("small").
+
+    `overrides` are texts like "dgnet.max_iter=100". `fid_inception` says whether to measure the published FID too; None
+    does so for the full preset, or where its weights are named.
+
+    Raises:
+        ConfigError: an override names no setting of the teacher or of DG-Net, or gives it a value that makes no sense.
+    """
     teacher, dgnet = {"full": ("baseline_market", "dgnet_market"), "small": ("small_baseline", "small_dgnet")}[preset]
+    changes = _by_trainer(overrides)
+    if fid_inception is None:
+        fid_inception = preset == "full" or fid_weights is not None
     return Road(
         title=f"Pedestrians of {raw.resolve().name} in each other's clothes",
         out=out,
         raw=raw,
         layout=layout,
-        teacher=load_config(ReidTrainConfig, configs / f"{teacher}.yaml"),
-        dgnet=load_config(DGNetTrainConfig, configs / f"{dgnet}.yaml"),
-        extractors=("reid", "inception") if preset == "full" else ("reid",),
+        teacher=load_config(ReidTrainConfig, configs / f"{teacher}.yaml", changes["teacher"]),
+        dgnet=load_config(DGNetTrainConfig, configs / f"{dgnet}.yaml", changes["dgnet"]),
+        extractors=("reid", "inception") if fid_inception else ("reid",),
+        fid_weights=fid_weights,
         device=device,
         max_hours=max_hours,
     )
+
+
+def _by_trainer(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """What each trainer is told by texts like "teacher.schedule.epochs=5"."""
+    changes: dict[str, list[str]] = {"teacher": [], "dgnet": []}
+    for override in overrides:
+        trainer, dot, rest = override.partition(".")
+        if not dot or trainer not in changes:
+            raise ConfigError(
+                f"--set {override}: expected teacher.KEY=VALUE or dgnet.KEY=VALUE, for example --set dgnet.max_iter=500"
+            )
+        changes[trainer].append(rest)
+    return changes
 
 
 def walk(road: Road) -> Path:
@@ -179,6 +213,8 @@ def walk(road: Road) -> Path:
         Stage("generate", lambda: _generate_key(road), lambda: _generate(road), [road.generated / "manifest.jsonl"]),
         Stage("evaluate", lambda: _evaluate_key(road), lambda: _evaluate(road), [road.metrics, road.pictures]),
     ]
+    if "inception" in road.extractors:
+        stages.insert(0, Stage("weights", lambda: str(road.fid_weights), lambda: _find_inception(road), []))
     if road.toy is not None:
         stages.insert(0, Stage("draw", lambda: repr(road.toy), lambda: _draw(road), [road.raw / "toy.json"]))
     names = [stage.name for stage in stages]
@@ -196,16 +232,26 @@ def _draw(road: Road) -> str:
     return f"{toy.ids} people in {toy.cameras} places"
 
 
+def _find_inception(road: Road) -> str:
+    """Missing weights are to be missed now, and not after days of training."""
+    extractor = extractor_from_name("inception", weights=road.fid_weights, device="cpu")
+    return extractor.description
+
+
 def _raw_key(road: Road) -> str:
     return DatasetIndex.open(road.raw, road.layout).fingerprint
 
 
 def _prepare(road: Road) -> str:
     raw = DatasetIndex.open(road.raw, road.layout)
-    check = check_dataset(raw)
+    # Every picture is read once: a damaged one stops the walk here, and not in the middle of a training.
+    check = check_dataset(raw, decode=True)
     if not check.can_train:
         worst = check.findings[0]
-        raise DatasetError(f"{road.raw}: {worst.what}; {worst.remedy} (see 'reid-models check {road.raw}')")
+        example = f" ({worst.examples[0]})" if worst.examples else ""
+        raise DatasetError(
+            f"{road.raw}: {worst.what}{example}; {worst.remedy}; 'reid-models check {road.raw} --decode' shows all"
+        )
     index = prepare_dataset(road.raw, road.prepared, index=raw)
     counts = ", ".join(f"{len(index.split(split))} {split}" for split in ("train_all", *index.splits))
     return f"{raw.layout}: {counts}"
@@ -281,15 +327,27 @@ def _ranking(road: Road, data: DatasetIndex) -> list[MetricResult]:
         embedder = load_embedder(road.teacher_run, device=road.device, untrained=untrained)
         features = extract_features(embedder, data)
         features.save(road.teacher_run / (f"features_{name}.npz" if name else "features.npz"))
-        report = rank(features, rerank=RerankParams())
+        report = rank(features, rerank=_rerank_params(features))
         results += [_renamed(result, name) for result in report.metrics()]
     return [result for result in results if not result.name.endswith("_rerank_untrained")]
+
+
+def _rerank_params(features: ReidFeatures) -> RerankParams:
+    """The published ones; of a dataset with hardly any test pictures, the nearest that make sense."""
+    num_ranked = len(features.query) + int((features.gallery.pids != -1).sum())
+    k1 = max(1, min(20, num_ranked - 1))
+    return RerankParams(k1=k1, k2=min(6, k1 + 1))
 
 
 def _distances(road: Road) -> list[MetricResult]:
     names = [f"reid:{road.teacher_run}" if name == "reid" else name for name in road.extractors]
     real = road.prepared / "train_all"
-    return [fid(real, road.generated, extractor_from_name(name, device=road.device)) for name in names]
+    return [fid(real, road.generated, _extractor(road, name)) for name in names]
+
+
+def _extractor(road: Road, name: str) -> Extractor:
+    weights = road.fid_weights if name == "inception" else None
+    return extractor_from_name(name, weights=weights, device=road.device)
 
 
 def _renamed(result: MetricResult, variant: str) -> MetricResult:

@@ -5,12 +5,12 @@ import pytest
 from pipelines.road import Road, ToyWorld, demo_road, walk
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TINY = {
-    "teacher": ("schedule.epochs=2", "schedule.warmup_epochs=0", "sampler.ids_per_batch=2", "network.width=4",
-                "eval_every=2", "network.bottleneck=16"),
-    "dgnet": ("max_iter=4", "batch_size=2", "networks.structure_dim=4", "networks.trunk_width=4", "networks.mlp_dim=8",
-              "networks.discriminator_dim=4", "sample_every=2", "checkpoint_every=2", "log_every=1"),
-}  # fmt: skip
+TINY = (
+    "teacher.schedule.epochs=2", "teacher.schedule.warmup_epochs=0", "teacher.sampler.ids_per_batch=2",
+    "teacher.network.width=4", "teacher.eval_every=2", "teacher.network.bottleneck=16", "dgnet.max_iter=4",
+    "dgnet.batch_size=2", "dgnet.networks.structure_dim=4", "dgnet.networks.trunk_width=4", "dgnet.networks.mlp_dim=8",
+    "dgnet.networks.discriminator_dim=4", "dgnet.sample_every=2", "dgnet.checkpoint_every=2", "dgnet.log_every=1",
+)  # fmt: skip
 
 
 def tiny_road(out: Path, **changes) -> Road:
@@ -22,6 +22,12 @@ def tiny_road(out: Path, **changes) -> Road:
 @pytest.fixture(scope="session")
 def make_tiny_road():
     return tiny_road
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> tuple[str, ...]:
+    """What `--set` takes to walk the smallest road."""
+    return TINY
 
 
 @pytest.fixture(scope="session")

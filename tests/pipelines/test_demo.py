@@ -54,7 +54,7 @@ def test_walking_again_changes_no_file(walked, make_tiny_road):
 
 
 def test_a_walk_that_was_stopped_goes_on(tmp_path, make_tiny_road):
-    with pytest.raises(Stopped, match="continue with --resume"):
+    with pytest.raises(Stopped, match="run it again to go on"):
         walk(make_tiny_road(tmp_path / "demo", max_hours=1e-9))
     assert not (tmp_path / "demo" / "stages" / "teacher.json").exists()
     walk(make_tiny_road(tmp_path / "demo"))
