@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +98,8 @@ def test_report_collects_what_the_other_commands_wrote(people):
     ("arguments", "words"),
     [
         (["fid", "real", "nowhere"], "nowhere: no such folder"),
-        (["fid", "real", "empty", "--extractor", "random"], "0 pictures below it"),
+        (["fid", "real", "empty", "--extractor", "random"], "empty: 0 pictures below it"),
+        (["fid", "real", "empty", "--weights", "mine.pth"], "empty: 0 pictures below it"),
         (["fid", "real", "fake", "--extractor", "resnet"], "expected one of inception, random"),
         (["fid", "real", "fake", "--weights", "mine.pth"], "mine.pth: no such file, expected pt_inception"),
         (["fid", "real", "fake", "--extractor", "reid:nowhere"], "nowhere"),
@@ -105,13 +108,23 @@ def test_report_collects_what_the_other_commands_wrote(people):
         (["ssim", "real/0001", "real/0002"], "no relative path is in both"),
         (["report", "empty"], "no metrics/*.json"),
         (["report", "nowhere"], "nowhere: no such folder"),
-        (["report", "measured", "--out", "real"], "real: "),
+        (["report", "real/0001/0001_c1_0.png"], "0001_c1_0.png: is a file"),
+        (["report", "measured", "--out", "real"], "real: is a folder"),
+        (["report", "measured", "--out", "."], ".: is a folder"),
+        (["report", "measured", "--out", "numbers.json"], "the page's numbers go there; expected its own file"),
+        (["report", "measured", "--out", "mine.txt/page.html"], "mine.txt is not a folder"),
+        (["ssim", "small"], "1/b.png: pictures of 4x4 pixels: SSIM needs at least 7x7"),
+        (["ssim", "x" * 300], "file name too long"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_bad_input_gets_one_line(people, monkeypatch, arguments, words):
     monkeypatch.chdir(people)
     Path("empty").mkdir()
+    Path("mine.txt").write_text("mine")
+    for name in "ab":
+        Path("small/1").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(f"small/1/{name}.png")
     MetricResult("a", 1.0, True, "", {}).save("measured/metrics")
     assert words in refusal(invoke(*arguments))
 
@@ -132,5 +145,29 @@ def test_an_out_that_is_a_file_is_refused_but_the_number_is_not_lost(people):
 
 def test_a_report_that_cannot_be_written_leaves_nothing(people):
     MetricResult("a", 1.0, True, "", {}).save(people / "runs" / "metrics")
-    assert "real: could not be written" in refusal(invoke("report", people / "runs", "--out", people / "real"))
+    assert "real: is a folder" in refusal(invoke("report", people / "runs", "--out", people / "real"))
     assert sorted(path.name for path in people.iterdir()) == ["fake", "real", "runs"]
+
+
+def test_a_seed_below_0_is_wrong_usage(people):
+    result = invoke("ssim", people / "real", "--seed", "-1")
+    assert (result.exit_code, "-1 is not in the range" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["--features", "--out"])
+def test_a_path_that_may_not_be_read_is_said_in_one_line_too(people, monkeypatch, option):
+    monkeypatch.setattr("os.access", lambda *_, **__: False)  # what click asks; root may always read
+    arguments = {"--features": people / "real", "--out": people, option: people}
+    result = invoke("rank", *(item for pair in arguments.items() for item in pair))
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize("command", ["ssim", "fid", "report"])
+def test_file_names_that_are_not_utf8_are_measured_like_others(people, command):
+    folder = people / "real" / os.fsdecode(b"caf\xe9") / "pictures"
+    folder.mkdir(parents=True)
+    for source in (people / "real" / "0001").iterdir():
+        shutil.copy(source, folder / os.fsdecode(b"caf\xe9" + os.fsencode(source.name)))
+    arguments = {"fid": [people / "fake", "--extractor", "random"], "report": ["--out", people / "report.html"]}
+    result = invoke(command, people / "real", *arguments.get(command, []))
+    assert result.exit_code == 0, result.output

@@ -31,10 +31,15 @@ def test_a_full_disk_says_so_and_names_the_file(number, capsys):
     assert "the disk is full while writing runs/log.jsonl" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", [PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError])
-def test_a_path_that_cannot_be_used_is_named(kind, capsys):
-    assert leave_with(kind(1, "Some Reason", "runs/a")) == 1
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG])
+def test_a_path_that_cannot_be_used_is_named(number, capsys):
+    assert leave_with(OSError(number, "Some Reason", "runs/a")) == 1
     assert capsys.readouterr().err == "error: runs/a: some reason\n"
+
+
+def test_a_message_of_several_lines_becomes_one(capsys):
+    leave_with(ReidError("a\nb.npz: not a feature file"))
+    assert capsys.readouterr().err == "error: a b.npz: not a feature file\n"
 
 
 def test_control_c_leaves_with_130(capsys):

@@ -72,7 +72,9 @@ def test_labels_of_any_integer_kind_become_int64():
         ({"features": [[1e300], [0.0], [0.0], [0.0]]}, ["1 of 4", "row 0 (a.jpg)"]),
         ({"pids": [7, -3, 0, 0]}, ["pids", "-3 in row 1"]),
         ({"camids": [1.0, 2.0, 3.0, 4.0]}, ["camids", "float64", "whole numbers"]),
+        ({"pids": np.array([7, 2**63 + 5, 0, 0], np.uint64)}, ["pids", f"{2**63 + 5} in row 1", "64 bits"]),
         ({"splits": np.array([1, 2, 3, 4])}, ["splits", "texts"]),
+        ({"meta": [1]}, ["meta", "[1]", "JSON object"]),
     ],
     ids=[
         "lengths",
@@ -82,7 +84,9 @@ def test_labels_of_any_integer_kind_become_int64():
         "too-large",
         "below-minus-1",
         "float-cameras",
+        "beyond-64-bits",
         "splits",
+        "meta",
     ],
 )
 def test_wrong_arrays_are_refused_with_the_array_and_the_row(changes, words):
@@ -106,10 +110,12 @@ def saved_arrays(tmp_path, **changes):
         ({"format": 2}, ["format 2", "reads format 1"]),
         ({"pids": None, "meta": None}, ["pids, meta missing", "found camids"]),
         ({"meta": "{"}, ["meta is not JSON"]),
+        ({"meta": "null"}, ["meta", "found None", "JSON object"]),
+        ({"format": None, **{f"part{number}": 0 for number in range(20)}}, ["found camids", "and 18 more"]),
         ({"features": np.full((4, 3), np.nan)}, ["4 of 4", "NaN"]),
         ({"paths": np.array([object()] * 4)}, ["not a feature file"]),
     ],
-    ids=["format", "missing", "meta", "nan", "pickled"],
+    ids=["format", "missing", "meta", "no-mapping", "many-others", "nan", "pickled"],
 )
 def test_a_file_of_the_wrong_content_is_refused_by_name(tmp_path, changes, words):
     file = saved_arrays(tmp_path, **changes)
@@ -120,7 +126,7 @@ def test_a_file_of_the_wrong_content_is_refused_by_name(tmp_path, changes, words
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kept_share", [0.0, 0.3, 0.7, 0.99])
+@pytest.mark.parametrize("kept_share", [0.01, 0.3, 0.7, 0.99])
 def test_a_file_cut_short_is_refused(tmp_path, kept_share):
     some_features().save(tmp_path / "f.npz")
     content = (tmp_path / "f.npz").read_bytes()
@@ -140,18 +146,40 @@ def test_a_flipped_bit_is_noticed(tmp_path):
         ReidFeatures.load(tmp_path / "f.npz")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", json.dumps({"a": 1}).encode()], ids=["empty", "text", "json"])
-def test_other_files_are_no_feature_files(tmp_path, content):
-    (tmp_path / "notes.npz").write_bytes(content)
+@pytest.mark.parametrize("byte", [8, 10, 6], ids=["method", "method-high", "flags"])
+def test_a_damaged_zip_header_is_refused(tmp_path, byte):
+    some_features().save(tmp_path / "f.npz")
+    content = bytearray((tmp_path / "f.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + byte] ^= 0xFF  # in the first entry of the table at the end
+    (tmp_path / "f.npz").write_bytes(content)
     with pytest.raises(FeatureFileError, match="not a feature file"):
+        ReidFeatures.load(tmp_path / "f.npz")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "is empty"), (b"hello", "begins with b'hell'"), (json.dumps({"a": 1}).encode(), "begins with")],
+    ids=["empty", "text", "json"],
+)
+def test_other_files_are_no_feature_files(tmp_path, content, words):
+    (tmp_path / "notes.npz").write_bytes(content)
+    with pytest.raises(FeatureFileError, match=f"not a feature file: it {words}"):
         ReidFeatures.load(tmp_path / "notes.npz")
+
+
+def test_a_zip_of_other_things_under_the_right_names_is_no_feature_file(tmp_path):
+    with zipfile.ZipFile(tmp_path / "f.npz", "w") as archive:
+        for name in ("format", "features", "pids", "camids", "splits", "paths", "meta"):
+            archive.writestr(name, "text")
+    with pytest.raises(FeatureFileError, match="found no named arrays"):
+        ReidFeatures.load(tmp_path / "f.npz")
 
 
 def test_a_single_array_and_a_folder_and_nothing_are_no_feature_files(tmp_path):
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(FeatureFileError, match="not a feature file"):
         ReidFeatures.load(tmp_path / "one.npy")
-    with pytest.raises(FeatureFileError, match="not a feature file"):
+    with pytest.raises(FeatureFileError, match=r"cannot be read \(is a directory\)"):
         ReidFeatures.load(tmp_path)
     with pytest.raises(FeatureFileError, match="no such feature file"):
         ReidFeatures.load(tmp_path / "absent.npz")

@@ -1,5 +1,6 @@
 import json
 import logging
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
@@ -204,6 +205,16 @@ def test_a_folder_with_too_few_pictures_is_named(tmp_path, count):
         fid(real, fake, RandomExtractor())
 
 
+def test_too_few_generated_pictures_are_known_before_the_real_ones_are_read(tmp_path):
+    class Reached(MeanColour):
+        def __call__(self, pixels_batch):
+            pytest.fail("the extractor ran")
+
+    real, fake = save(tmp_path / "real", noise(4)), save(tmp_path / "fake", noise(1))
+    with pytest.raises(StatisticsError, match="fake: 1 pictures below it"):
+        fid(real, fake, Reached())
+
+
 def test_a_damaged_picture_is_named(tmp_path):
     real = save(tmp_path / "real", noise(4))
     (real / "001.png").write_bytes((real / "001.png").read_bytes()[:60])
@@ -261,19 +272,27 @@ def test_inception_leaves_pytorch_fid_as_it_was(random_inception_state):
     assert inception.load_state_dict_from_url is before
 
 
-def test_missing_inception_weights_name_file_size_address_and_remedy(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [URLError("no network"), RuntimeError("invalid hash"), HTTPException("cut off")])
+def test_missing_inception_weights_name_file_size_address_and_remedy(tmp_path, monkeypatch, caplog, error):
     def offline(*_, **__):
-        raise URLError("no network")
+        raise error
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(ExtractorError) as error:
+    with pytest.raises(ExtractorError) as refusal:
         extractor_from_name("inception")
-    message = str(error.value)
+    message = str(refusal.value)
     assert "\n" not in message
     for words in (str(tmp_path / "hub" / "checkpoints" / INCEPTION_FILE), "91 MiB", "https://", "--weights FILE"):
         assert words in message
     assert "fetching FID's Inception weights" in caplog.text  # announced before it was tried
+
+
+def test_a_cache_that_cannot_be_made_is_said_with_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "hub").write_text("a file")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ExtractorError, match=r"could not be fetched .*--weights FILE"):
+        extractor_from_name("inception")
 
 
 def test_a_weight_file_that_is_not_there_is_not_fetched(tmp_path, monkeypatch):
@@ -315,6 +334,7 @@ def test_a_weight_file_for_an_extractor_without_one_is_refused(tmp_path):
         extractor_from_name("random", weights=tmp_path / "a.pth")
 
 
-def test_a_device_that_is_not_there_is_refused(random_inception_state):
-    with pytest.raises(ExtractorError, match="--device tpu9: cannot be used here"):
-        InceptionExtractor(random_inception_state, device="tpu9")
+@pytest.mark.parametrize("device", ["tpu9", "meta"])
+def test_a_device_that_is_not_there_is_refused(random_inception_state, device):
+    with pytest.raises(ExtractorError, match=f"--device {device}: cannot be used here"):
+        InceptionExtractor(random_inception_state, device=device)

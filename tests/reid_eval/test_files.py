@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import json
 import os
 import stat
 
@@ -60,6 +61,32 @@ def test_an_absent_folder_is_an_error_and_an_empty_one_is_not(tmp_path):
     assert list_images(tmp_path) == []
     with pytest.raises(ImageError, match=r"absent: no such folder; expected a folder of images"):
         list_images(tmp_path / "absent")
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(ImageError, match=r"notes\.txt: is a file; expected a folder of images"):
+        list_images(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("links", [{"a/up": ".."}, {"a/b": "../b", "b/a": "../a"}, {"a/self": "."}], ids=str)
+def test_links_that_lead_back_are_refused_instead_of_counting_pictures_again_and_again(tmp_path, links):
+    touch(tmp_path, "a/1.jpg", "b/1.jpg")
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    with pytest.raises(ImageError, match="a link to a folder that contains it"):
+        list_images(tmp_path)
+
+
+def test_a_folder_that_cannot_be_opened_is_an_error_and_not_an_empty_one(tmp_path, monkeypatch):
+    touch(tmp_path, "0001/1.jpg", "0002/1.jpg")
+    scandir = os.scandir
+
+    def locked(folder):
+        if str(folder).endswith("0002"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", locked)  # root, who may run this, can open every folder
+    with pytest.raises(ImageError, match=r"0002: could not be opened \(Permission denied\)"):
+        list_images(tmp_path)
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------
@@ -71,6 +98,14 @@ def test_every_kind_of_picture_becomes_rgb_bytes(tmp_path, mode):
     Image.fromarray(some_pixels()).convert(mode).save(tmp_path / f"a.{suffix}")
     pixels = read_pixels(tmp_path / f"a.{suffix}")
     assert (pixels.dtype, pixels.shape) == (np.uint8, (24, 12, 3))
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.uint16, "I;16"), (np.float32, "F")])
+def test_grey_values_beyond_8_bits_are_refused_instead_of_clipped(tmp_path, kind, mode):
+    Image.fromarray(np.array([[0, 255, 256, 30000]], kind)).save(tmp_path / "a.tif")
+    (tmp_path / "a.tif").rename(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=f"a.png: grey values of mode {mode}, expected 8 bits per channel"):
+        read_pixels(tmp_path / "a.png")
 
 
 def test_a_png_gives_back_the_pixels_that_were_saved(tmp_path):
@@ -139,6 +174,21 @@ def test_a_full_disk_while_writing_keeps_the_old_file(tmp_path):
     assert str(error.value).startswith(f"{tmp_path / 'out.txt'}: could not be written (No space left on device)")
     assert "free some space" in str(error.value)
     assert (names_in(tmp_path), (tmp_path / "out.txt").read_text()) == (["out.txt"], "old")
+
+
+def test_a_folder_that_may_not_be_written_to_is_an_error_that_names_the_file(tmp_path, monkeypatch):
+    def locked(**_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere/.out.txt.x.part")
+
+    monkeypatch.setattr("tempfile.mkstemp", locked)
+    with pytest.raises(OutputError) as error:
+        write_text(tmp_path / "out.txt", "text")
+    assert str(error.value).startswith(f"{tmp_path / 'out.txt'}: could not be written (Permission denied)")
+
+
+def test_what_utf8_cannot_hold_is_escaped_as_json_would(tmp_path):
+    write_text(tmp_path / "out.json", json.dumps(os.fsdecode(b"caf\xe9"), ensure_ascii=False))
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == os.fsdecode(b"caf\xe9")
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -219,6 +269,10 @@ def test_a_fingerprint_tells_where_one_part_ends():
     assert fingerprint(["ab", "c"]) != fingerprint(["a", "bc"])
     assert fingerprint(["ab", "c"]) == fingerprint([b"ab", b"c"])
     assert len(fingerprint([])) == 16
+
+
+def test_a_file_name_that_is_not_utf8_has_the_fingerprint_of_its_bytes():
+    assert fingerprint([os.fsdecode(b"caf\xe9")]) == fingerprint([b"caf\xe9"])
 
 
 def test_the_fingerprint_of_a_file_is_its_sha256(tmp_path):

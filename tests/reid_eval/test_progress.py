@@ -63,6 +63,14 @@ def test_a_terminal_sees_a_bar(monkeypatch):
     assert "2/2" in terminal.getvalue()
 
 
+def test_what_is_done_is_shown_as_it_is_written(monkeypatch):
+    terminal = watch(monkeypatch)
+    with progress("reading real[/old]", 1) as bar:
+        bar.advance(note="[red]a[/b].jpg")
+    assert "reading real[/old]" in terminal.getvalue()
+    assert "[red]a[/b].jpg" in terminal.getvalue()
+
+
 def test_work_inside_work_leaves_the_one_bar_alone(monkeypatch):
     watch(monkeypatch)
     with progress("training", 2), progress("ranking", 1) as inner:

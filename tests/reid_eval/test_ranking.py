@@ -250,6 +250,18 @@ def test_cosine_ignores_length_and_euclidean_does_not():
     assert rank(features, metric="euclidean").map_hits == 0.5
 
 
+@pytest.mark.parametrize("scale", [1e25, 1e-25], ids=["huge", "tiny"])
+def test_the_scale_of_the_vectors_changes_nothing(scale):
+    features = crowd(3)
+    scaled = ReidFeatures(
+        features.features.astype(float) * scale, features.pids, features.camids, features.splits, features.paths
+    )
+    params = RerankParams(k1=6, k2=3)
+    report, other = (rank(some, metric="euclidean", rerank=params) for some in (features, scaled))
+    np.testing.assert_array_equal(other.plain.ap_hits, report.plain.ap_hits)
+    np.testing.assert_array_equal(other.reranked.ap_hits, report.reranked.ap_hits)
+
+
 def test_the_match_curve_reaches_beyond_a_short_gallery_and_never_falls():
     scores = rank_distances(np.array([[0.1, 0.2, 0.3]]), [7], [1], [3, 7, 4], [2, 2, 2])
     assert scores.cmc_curve(5).tolist() == [0, 1, 1, 1, 1]
@@ -351,7 +363,7 @@ def test_shapes_that_do_not_match_are_refused():
             "share 1 identity, all of them only in the query's own camera",
         ),
         (toy_features([(7, 1)], [(8, 2)], [0]), "share 0 identities"),
-        (toy_features([(7, 1)], [(-1, 2)], [0]), "share 0 identities"),
+        (toy_features([(7, 1)], [(-1, 2)], [0]), "all 1 gallery pictures are junk"),
         (toy_features([(-1, 1)], [(7, 2)], [0]), "query row 0 has pid -1"),
         (toy_features([(7, 1)], [(7, 2)], [0]).query, "no gallery pictures; found splits query"),
         (toy_features([(7, 1)], [(7, 2)], [0]).gallery, "no query pictures"),

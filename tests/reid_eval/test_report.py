@@ -93,21 +93,44 @@ def test_a_metric_that_is_not_a_number_is_refused():
         result("a", math.nan)
 
 
+FILE = '{"format": 1, "name": "a", "value": 0.5, "higher_is_better": true, "protocol": "p", "made_by": {}, "unit": ""}'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "not a metric file"),
         ("[1, 2]", "not a metric file"),
-        ('{"format": 1, "name": "a"}', "not a metric file"),
+        ("3", "not a metric file"),
+        ('{"format": 1, "name": "a"}', "value, higher_is_better, protocol, made_by missing or wrong"),
+        (FILE.replace("{}", "[1]"), "made_by missing or wrong"),
+        (FILE.replace('"p"', "3"), "protocol missing or wrong"),
+        (FILE.replace("0.5", '"half"'), "could not convert"),
+        (FILE.replace("0.5", "NaN"), "not a number"),
+        (FILE.replace('"unit"', '"units"'), "units missing or wrong"),
+        (b"\xff\xfe", "not a metric file"),
         ('{"format": 9, "name": "a"}', "metric format 9, expected 1"),
         (None, "no such metric file"),
     ],
-    ids=["empty", "list", "incomplete", "newer", "missing"],
+    ids=[
+        "empty",
+        "list",
+        "number",
+        "incomplete",
+        "made_by",
+        "protocol",
+        "value",
+        "nan",
+        "unknown",
+        "binary",
+        "newer",
+        "missing",
+    ],
 )
 def test_a_wrong_metric_file_is_named(tmp_path, text, message):
     file = tmp_path / "a.json"
     if text is not None:
-        file.write_text(text)
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ReportError, match=rf"a\.json: .*{message}|a\.json: {message}"):
         MetricResult.load(file)
 
@@ -313,6 +336,27 @@ def test_metrics_of_different_runs_never_share_a_table(tmp_path):
 def test_a_folder_with_nothing_to_report_is_refused(tmp_path):
     with pytest.raises(ReportError, match=r"no metrics/\*\.json and no pictures"):
         report_of_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "words"), [("absent", "no such folder"), ("file", "is a file")])
+def test_what_is_no_folder_is_named(tmp_path, name, words):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReportError, match=f"{name}: {words}; expected the folder of a run"):
+        report_of_folder(tmp_path / name)
+
+
+def test_settings_that_are_no_text_are_named(tmp_path):
+    result("map_hits").save(tmp_path / "metrics")
+    (tmp_path / "config.yaml").write_bytes(b"seed: \xff")
+    with pytest.raises(ReportError, match=r"config\.yaml: not a text in UTF-8"):
+        report_of_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "words"), [("a.json", "its own file, such as a.html"), (".", "is a folder")])
+def test_a_page_has_a_file_of_its_own(tmp_path, name, words):
+    with pytest.raises(ReportError, match=words):
+        write_report(tmp_path / name, Report("T", "S", None, []))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_metric_file_stops_the_collection(tmp_path):

@@ -106,6 +106,14 @@ def test_folders_of_one_picture_are_skipped_and_counted(tmp_path):
     assert result.value == pytest.approx(1)
     assert "2 folders of a single picture skipped" in result.protocol
     assert "diversity, not fidelity" in result.protocol
+    assert "beside the folders" not in result.protocol
+
+
+def test_pictures_beside_the_folders_are_left_out_and_counted(tmp_path):
+    root = save(tmp_path, {"1/a.png": noise(0), "1/b.png": noise(0), "a.png": noise(1), "b.png": noise(2)})
+    result = ssim_within_identity(root)
+    assert result.value == pytest.approx(1)
+    assert "2 pictures beside the folders left out" in result.protocol
 
 
 def test_a_pair_of_different_sizes_is_resized_and_counted(tmp_path):
@@ -121,6 +129,17 @@ def test_a_pair_of_different_sizes_is_resized_and_counted(tmp_path):
 def test_a_folder_without_two_pictures_of_anybody_is_refused(tmp_path, names):
     with pytest.raises(SimilarityError, match="one folder per identity"):
         ssim_within_identity(save(tmp_path, {name: noise(0) for name in names}))
+
+
+def test_a_seed_below_0_is_refused(tmp_path):
+    with pytest.raises(SimilarityError, match="seed = -1: expected 0 or more"):
+        ssim_within_identity(tmp_path, seed=-1)
+
+
+def test_pictures_smaller_than_the_window_are_named(tmp_path):
+    root = save(tmp_path, {"1/a.png": noise(0, 6, 20), "1/b.png": noise(1, 6, 20)})
+    with pytest.raises(SimilarityError, match=r"1/[ab]\.png and .*1/[ab]\.png: pictures of 6x20 pixels"):
+        ssim_within_identity(root)
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -16,6 +16,9 @@ from reid_eval.errors import user_errors
 if TYPE_CHECKING:
     from reid_eval.report import MetricResult
 
+# Whether a path is there, readable and of the right kind is said by who opens it, in one line.
+_PATH = click.Path(readable=False, path_type=Path)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="reid-eval")
@@ -24,9 +27,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "--features", "features_file", required=True, type=click.Path(path_type=Path), help="Feature file (.npz) to score."
-)
+@click.option("--features", "features_file", required=True, type=_PATH, help="Feature file (.npz) to score.")
 @click.option(
     "--metric",
     type=click.Choice(["cosine", "euclidean"]),
@@ -42,7 +43,7 @@ def main() -> None:
 @click.option(
     "--lambda", "lambda_", type=float, default=0.3, show_default=True, help="Re-ranking: share of the plain distance."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Also write one metric file per number into this folder.")
+@click.option("--out", type=_PATH, help="Also write one metric file per number into this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rank(
     features_file: Path,
@@ -76,8 +77,8 @@ def rank(
 
 
 @main.command()
-@click.argument("real", type=click.Path(path_type=Path))
-@click.argument("fake", type=click.Path(path_type=Path))
+@click.argument("real", type=_PATH)
+@click.argument("fake", type=_PATH)
 @click.option(
     "--extractor",
     "extractor_name",
@@ -85,10 +86,10 @@ def rank(
     show_default=True,
     help="inception; reid:RUN, a trained re-ID run; or random, for demonstration only.",
 )
-@click.option("--weights", type=click.Path(path_type=Path), help="Inception's weight file; else the torch hub cache.")
+@click.option("--weights", type=_PATH, help="Inception's weight file; else the torch hub cache.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the metric file into this folder.")
+@click.option("--out", type=_PATH, help="Also write the metric file into this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def fid(
     real: Path,
@@ -108,24 +109,23 @@ def fid(
     \b
     Example:
       reid-eval fid data/market/train_all runs/dgnet/fake/00100000
-      reid-eval fid data/market/train_all runs/dgnet/fake/00100000 --extractor reid:runs/teacher --out runs/metrics
+      reid-eval fid real fake --extractor reid:runs/teacher --out runs/metrics
     """
     with user_errors():
         from reid_eval import fid as frechet
-        from reid_eval.files import list_images
 
-        for folder in (real, fake):
-            list_images(folder)  # a misspelt folder should not wait for the network to be loaded, or even fetched
+        for folder in (real, fake):  # a wrong folder should not wait for the network to be loaded, or even fetched
+            frechet.pictures_below(folder)
         extractor = frechet.extractor_from_name(extractor_name, weights=weights, device=device)
         _show(frechet.fid(real, fake, extractor, batch_size=batch_size), out, as_json)
 
 
 @main.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path), required=False)
+@click.argument("first", type=_PATH)
+@click.argument("second", type=_PATH, required=False)
 @click.option("--pairs", type=click.IntRange(min=1), default=10, show_default=True, help="Random pairs per identity.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the pairs.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the metric file into this folder.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the pairs.")
+@click.option("--out", type=_PATH, help="Also write the metric file into this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def ssim(first: Path, second: Path | None, pairs: int, seed: int, out: Path | None, as_json: bool) -> None:
     """Print the mean SSIM of pairs of pictures.
@@ -148,8 +148,8 @@ def ssim(first: Path, second: Path | None, pairs: int, seed: int, out: Path | No
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
+@click.argument("folder", type=_PATH)
+@click.option("--out", type=_PATH, default=Path("report.html"), show_default=True)
 @click.option("--title", default="", help="Headline; the folder's name if not given.")
 def report(folder: Path, out: Path, title: str) -> None:
     """Collect what was measured below a folder into one self-contained page, and its numbers into a .json beside it.

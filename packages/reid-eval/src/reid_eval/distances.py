@@ -1,8 +1,9 @@
 """Distances between feature vectors, reproducible to the bit of a float32.
 
 Products are summed in float64 and the result is rounded to float32, so a distance does not depend on the block it was
-computed in, on the number of threads or on the BLAS library: their float64 differences vanish in the rounding. Equal
-vectors therefore tie, and ties are settled by the order of the gallery and not by chance.
+computed in, on the number of threads or on the BLAS library: their float64 differences, some eight digits below the
+last one of a float32, vanish in the rounding. Equal vectors therefore tie, and ties are settled by the order of the
+gallery and not by chance.
 
     distance_sq = squared_distances(query, gallery)    # (Q, G) float32
 """

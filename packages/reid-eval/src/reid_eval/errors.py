@@ -45,7 +45,7 @@ def user_errors() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" while writing {error.filename}" if error.filename else ""
             _leave(f"the disk is full{where}; nothing that existed was changed; free some space and run again", 1)
-        if isinstance(error, (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        if error.filename is not None:
             _leave(f"{error.filename}: {(error.strerror or str(error)).lower()}", 1)
         raise
     except KeyboardInterrupt:
@@ -53,5 +53,6 @@ def user_errors() -> Iterator[None]:
 
 
 def _leave(message: str, exit_code: int) -> None:
-    click.echo(f"error: {message}", err=True)
+    # One line, even where a file name or another program's message holds more.
+    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
     sys.exit(exit_code)

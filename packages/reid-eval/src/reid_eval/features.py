@@ -46,7 +46,8 @@ class ReidFeatures:
     `meta` is a JSON object: package version, fingerprints of the inputs, extractor or checkpoint.
 
     Raises:
-        FeatureFileError: lengths differ, a value is not finite, or labels are not whole numbers from -1 up.
+        FeatureFileError: lengths differ, a value is not finite, labels are not whole numbers from -1 up, or `meta`
+            is no mapping.
     """
 
     features: np.ndarray
@@ -83,6 +84,8 @@ class ReidFeatures:
                 f"features: {len(bad)} of {len(features)} vectors hold NaN or infinite values, the first is row "
                 f"{bad[0]} ({columns['paths'][bad[0]]}), expected finite numbers; extract these pictures again"
             )
+        if not isinstance(self.meta, dict):
+            raise FeatureFileError(f"meta: found {self.meta!r}, expected a JSON object such as {{}}")
         for name, column in columns.items():
             object.__setattr__(self, name, column)
 
@@ -143,22 +146,10 @@ class ReidFeatures:
         Raises:
             FeatureFileError: the file is missing, damaged, no feature file, or of a format we do not know.
         """
-        try:
-            archive = np.load(file, allow_pickle=False)
-            arrays: dict[str, np.ndarray] = {}
-            if isinstance(archive, np.lib.npyio.NpzFile):
-                with archive:
-                    arrays = dict(archive)
-        except FileNotFoundError:
-            raise FeatureFileError(f"{file}: no such feature file; write one with reid-models extract") from None
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError) as error:
-            raise FeatureFileError(
-                f"{file}: not a feature file, or one that was cut off ({_first_line(error)}); expected the .npz that "
-                "reid-models extract writes; extract again"
-            ) from None
+        arrays = _arrays_of(file)
         missing = [name for name in ("format", *_ARRAYS, "meta") if name not in arrays]
         if missing:
-            found = ", ".join(sorted(arrays)) or "no named arrays"
+            found = _some_of(sorted(arrays)) or "no named arrays"
             raise FeatureFileError(
                 f"{file}: not a feature file: {', '.join(missing)} missing, found {found}; see docs/evaluation.md"
             )
@@ -176,8 +167,37 @@ class ReidFeatures:
             raise FeatureFileError(f"{file}: {error}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _arrays_of(file: Path | str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file by name."""
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(4)
+            if start != b"PK\x03\x04":
+                found = f"begins with {start!r} and not as .npz files do" if start else "is empty"
+                raise FeatureFileError(
+                    f"{file}: not a feature file: it {found}; expected what reid-models extract writes"
+                )
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as archive:
+                return {name: array for name, array in archive.items() if isinstance(array, np.ndarray)}
+    except FileNotFoundError:
+        raise FeatureFileError(f"{file}: no such feature file; write one with reid-models extract") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise FeatureFileError(
+            f"{file}: cannot be read ({reason}); expected the .npz that reid-models extract writes"
+        ) from None
+    # zipfile says RuntimeError or NotImplementedError where a damaged header claims encryption or another method.
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, RuntimeError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FeatureFileError(
+            f"{file}: not a feature file, or one that was cut off or damaged ({reason}); expected the .npz that "
+            "reid-models extract writes; extract again"
+        ) from None
+
+
+def _some_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _whole_numbers(name: str, values: Any) -> np.ndarray:
@@ -187,11 +207,12 @@ def _whole_numbers(name: str, values: Any) -> np.ndarray:
     # Unsigned camera numbers beside signed identities are a classical trap: everything is int64 from here on.
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise FeatureFileError(f"{name}: found {found.dtype} of shape {found.shape}, expected whole numbers (N,)")
-    numbers = found.astype(np.int64, copy=False)
-    if len(numbers) and numbers.min() < -1:
-        row = int(numbers.argmin())
-        raise FeatureFileError(f"{name}: found {numbers[row]} in row {row}, expected -1 (junk or unknown) or more")
-    return numbers
+    if len(found) and (found.min() < -1 or found.max() > np.iinfo(np.int64).max):
+        row = int(found.argmin() if found.min() < -1 else found.argmax())
+        raise FeatureFileError(
+            f"{name}: found {found[row]} in row {row}, expected -1 (junk or unknown) or more, within 64 bits"
+        )
+    return found.astype(np.int64, copy=False)
 
 
 def _texts(name: str, values: Any) -> np.ndarray:

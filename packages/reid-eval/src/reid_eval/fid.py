@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -173,7 +174,9 @@ def _torch_device(name: str) -> device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.zeros(0, device=name).device
+        zeros = torch.zeros(1, device=name)
+        zeros.cpu()  # "meta" is a device too, but holds no numbers
+        return zeros.device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ExtractorError(f"--device {name}: cannot be used here ({reason}); try auto or cpu") from None
@@ -190,10 +193,10 @@ def _published_inception(weights: Path | None, device: str) -> InceptionExtracto
         if weights is not None:
             raise ExtractorError(f"{file}: no such file, expected {INCEPTION_FILE}; {remedy}")
         logger.warning("fetching FID's Inception weights (91 MiB): %s -> %s", FID_WEIGHTS_URL, file)
-        file.parent.mkdir(parents=True, exist_ok=True)
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(file), hash_prefix=INCEPTION_SHA256_START)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             raise ExtractorError(f"{file}: not there, and could not be fetched ({error}); {remedy}") from None
     sha256 = file_fingerprint(file)
     if not sha256.startswith(INCEPTION_SHA256_START):
@@ -257,7 +260,13 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
     """
     if mean1.shape != mean2.shape or cov1.shape != cov2.shape:
         raise StatisticsError(f"{len(mean1)} features against {len(mean2)}: expected one extractor for both sides")
-    cross_trace = np.linalg.svd(_factor(cov1).T @ _factor(cov2), compute_uv=False).sum()
+    with progress(f"Frechet distance of {len(mean1)} features", 3) as bar:
+        factors = []
+        for cov in (cov1, cov2):
+            factors.append(_factor(cov))
+            bar.advance()
+        cross_trace = np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum()
+        bar.advance()
     distance = np.square(mean1 - mean2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * cross_trace
     return max(float(distance), 0.0)  # rounding may leave -1e-15 for equal sets
 
@@ -269,11 +278,11 @@ def _factor(cov: np.ndarray) -> np.ndarray:
     return vectors[:, there] * np.sqrt(values[there])
 
 
-def image_stats(folder: Path | str, extractor: Extractor, *, batch_size: int = 50) -> ImageStats:
-    """Mean and covariance of the features of all pictures below a folder, at any depth.
+def pictures_below(folder: Path | str) -> list[Path]:
+    """All pictures below a folder, at any depth, at least the two that a covariance needs.
 
     Raises:
-        ImageError: there is no such folder, or a picture cannot be read.
+        ImageError: there is no such folder.
         StatisticsError: there are fewer than two pictures.
     """
     paths = list_images(folder)
@@ -281,6 +290,17 @@ def image_stats(folder: Path | str, extractor: Extractor, *, batch_size: int = 5
         raise StatisticsError(
             f"{folder}: {len(paths)} pictures below it, a Frechet distance needs at least 2 on each side"
         )
+    return paths
+
+
+def image_stats(folder: Path | str, extractor: Extractor, *, batch_size: int = 50) -> ImageStats:
+    """Mean and covariance of the features of all pictures below a folder, at any depth.
+
+    Raises:
+        ImageError: there is no such folder, or a picture cannot be read.
+        StatisticsError: there are fewer than two pictures.
+    """
+    paths = pictures_below(folder)
     if batch_size < 1:
         raise StatisticsError(f"batch size {batch_size}: expected at least 1")
     stats = ImageStats(extractor.num_features)
@@ -301,6 +321,7 @@ def fid(real: Path | str, fake: Path | str, extractor: Extractor, *, batch_size:
         ImageError: a folder is missing, or a picture cannot be read.
         StatisticsError: a folder holds fewer than two pictures, or a feature is not finite.
     """
+    pictures_below(fake)  # known before the real pictures have taken their time
     sides = [image_stats(folder, extractor, batch_size=batch_size) for folder in (real, fake)]
     num_real, num_fake = (side.count for side in sides)
     value = frechet_distance(sides[0].mean, sides[0].covariance, sides[1].mean, sides[1].covariance)

@@ -35,34 +35,55 @@ def is_image_name(name: str) -> bool:
 def list_images(root: Path | str, *, recursive: bool = True) -> list[Path]:
     """All image files under `root`, in sorted order of their path relative to it.
 
-    Links to files and folders are followed. Hidden files and folders are skipped.
+    Links to files and folders are followed. Hidden files and folders are skipped. An empty folder gives an empty list.
 
     Raises:
-        ImageError: there is no such folder. An empty one gives an empty list.
+        ImageError: there is no such folder, one below it cannot be opened, or a link leads back to where it is.
     """
     root = Path(root)
     if not root.is_dir():
-        raise ImageError(f"{root}: no such folder; expected a folder of images")
+        found_instead = "is a file" if root.exists() else "no such folder"
+        raise ImageError(f"{root}: {found_instead}; expected a folder of images")
     found: list[Path] = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".")) if recursive else []
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_unopened):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")] if recursive else []
+        for name in subfolders:
+            _refuse_link_to_itself(Path(folder, name))
         found.extend(Path(folder, name) for name in names if is_image_name(name))
     return sorted(found, key=lambda path: path.relative_to(root).parts)
+
+
+def _refuse_unopened(error: OSError) -> None:
+    raise ImageError(
+        f"{error.filename}: could not be opened ({error.strerror}); what lies in it would be missing"
+    ) from None
+
+
+def _refuse_link_to_itself(folder: Path) -> None:
+    if folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}:
+        raise ImageError(f"{folder}: a link to a folder that contains it, so its images never end; remove the link")
 
 
 def read_pixels(path: Path | str) -> np.ndarray:
     """Decode one image file to pixels: uint8, RGB, (H, W, 3), 0..255.
 
     Raises:
-        ImageError: the file is missing, is no image, or is cut off.
+        ImageError: the file is missing, is no image, is cut off, or has more than 8 bits per channel.
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            mode = image.mode
+            pixels = np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise ImageError(f"{path}: no such image file") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path}: not a readable image ({error}); restore or remove this file") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not a readable image (of no known format); restore or remove this file") from None
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise ImageError(f"{path}: not a readable image ({reason}); restore or remove this file") from None
+    if mode.startswith(("I", "F")):  # converted to 8 bits they would be clipped at 255
+        raise ImageError(f"{path}: grey values of mode {mode}, expected 8 bits per channel; convert this file")
+    return pixels
 
 
 @contextmanager
@@ -70,14 +91,16 @@ def atomic_path(file: Path | str) -> Iterator[Path]:
     """Give a temporary path beside `file`; move it there when the block ends well, remove it when it does not.
 
     The data reaches the disk before the move, so after a crash `file` is the old one or the new one, never half.
-    A full disk raises `OutputError`; the previous `file` stays as it was.
+    A full disk or a folder that cannot be written to raises `OutputError`; the previous `file` stays as it was.
     """
     file = Path(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
     except (FileExistsError, NotADirectoryError):
         raise OutputError(f"{file}: {file.parent} is not a folder; choose another place") from None
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
+    except OSError as error:
+        raise _not_written(file, error) from error
     os.close(handle)
     part = Path(name)
     try:
@@ -87,12 +110,16 @@ def atomic_path(file: Path | str) -> Iterator[Path]:
         part.chmod(0o666 & ~_UMASK)
         os.replace(part, file)
     except OSError as error:
-        raise OutputError(
-            f"{file}: could not be written ({error.strerror or error}); "
-            "nothing that existed was changed; free some space or choose another place and run again"
-        ) from error
+        raise _not_written(file, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _not_written(file: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{file}: could not be written ({error.strerror or error}); "
+        "nothing that existed was changed; free some space or choose another place and run again"
+    )
 
 
 def _read_umask() -> int:
@@ -105,9 +132,9 @@ _UMASK = _read_umask()
 
 
 def write_text(file: Path | str, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, whole or not at all. What UTF-8 cannot hold (some file names) is escaped."""
     with atomic_path(file) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def save_image(file: Path | str, pixels: np.ndarray, *, quality: int = 95) -> None:
@@ -147,7 +174,8 @@ def fingerprint(parts: Iterable[bytes | str]) -> str:
     """A short stable hash (16 hex digits of SHA-256) of a sequence of texts or byte strings."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        # Bytes of file names that are no UTF-8 arrive as surrogates and are those bytes again here.
+        data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()[:16]

@@ -288,10 +288,12 @@ def rank(
     num_junk = int(junk.sum())
     if num_junk:
         gallery = gallery.rows(np.flatnonzero(~junk))
+        if not len(gallery):
+            raise RankingError(f"features: all {num_junk} gallery pictures are junk (pid -1), nothing is left to rank")
     if metric == "cosine":
         query_vectors, gallery_vectors = _directions(query, "query"), _directions(gallery, "gallery")
     elif metric == "euclidean":
-        query_vectors, gallery_vectors = query.features, gallery.features
+        query_vectors, gallery_vectors = _near_unit_size(query.features, gallery.features)
     else:
         raise RankingError(f"metric: found {metric!r}, expected 'cosine' or 'euclidean'")
 
@@ -354,6 +356,12 @@ def _directions(part: ReidFeatures, name: str) -> np.ndarray:
             "direction for the cosine; extract these pictures again or use the Euclidean metric"
         )
     return unit_length(part.features)
+
+
+def _near_unit_size(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both times one power of two, which is exact: squared distances then fit a float32, and keep their order."""
+    _, exponent = np.frexp(max(np.abs(query).max(), np.abs(gallery).max()))
+    return np.ldexp(query, -exponent), np.ldexp(gallery, -exponent)
 
 
 def _score(

@@ -89,19 +89,38 @@ class MetricResult:
         """
         try:
             values = json.loads(Path(file).read_text(encoding="utf-8"))
-            found = values.pop("format")
         except FileNotFoundError:
             raise ReportError(f"{file}: no such metric file") from None
-        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-            raise ReportError(f"{file}: not a metric file ({error}); measure again") from None
+        except (ValueError, OSError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise ReportError(f"{file}: not a metric file ({reason}); measure again") from None
+        if not isinstance(values, dict) or "format" not in values:
+            raise ReportError(f"{file}: not a metric file (expected a JSON object with a format); measure again")
+        found = values.pop("format")
         if found != METRIC_FORMAT:
             raise ReportError(
                 f"{file}: metric format {found}, expected {METRIC_FORMAT}; made by another version of reid-eval"
             )
+        expected = {key: kind for key, kind in _METRIC_FIELDS.items() if key in values or key != "unit"}
+        wrong = [key for key, kind in expected.items() if not isinstance(values.get(key), kind)]
+        wrong += sorted(values.keys() - _METRIC_FIELDS.keys())
+        if wrong:
+            raise ReportError(f"{file}: not a metric file ({', '.join(wrong)} missing or wrong); measure again")
         try:
             return cls(**{**values, "value": float(values["value"])})
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise ReportError(f"{file}: not a metric file ({error}); measure again") from None
+
+
+# What a metric file holds; the value may be the text "inf".
+_METRIC_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "name": (str,),
+    "value": (int, float, str),
+    "higher_is_better": (bool,),
+    "protocol": (str,),
+    "made_by": (dict,),
+    "unit": (str,),
+}
 
 
 @dataclass(frozen=True)
@@ -266,9 +285,12 @@ def report_of_folder(folder: Path | str, *, title: str = "") -> Report:
     Metric files of different folders stand in tables of their own. A picture named `swap...` becomes the lead.
 
     Raises:
-        ReportError: there is nothing to show, or a metric file is damaged.
+        ReportError: there is no such folder, nothing in it to show, or a metric or settings file is damaged.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        found_instead = "is a file" if folder.exists() else "no such folder"
+        raise ReportError(f"{folder}: {found_instead}; expected the folder of a run")
     pictures = list(_pictures_below(folder))
     files = sorted(folder.rglob("metrics/*.json"))
     if not files and not pictures:
@@ -291,10 +313,16 @@ def report_of_folder(folder: Path | str, *, title: str = "") -> Report:
         groups=groups,
         pictures=[picture for picture in pictures if picture is not lead],
         settings={
-            file.relative_to(folder).as_posix(): file.read_text(encoding="utf-8")
-            for file in sorted(folder.rglob("config.yaml"))
+            file.relative_to(folder).as_posix(): _settings_text(file) for file in sorted(folder.rglob("config.yaml"))
         },
     )
+
+
+def _settings_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ReportError(f"{file}: not a text in UTF-8; expected the settings of a run") from None
 
 
 def _pictures_below(folder: Path) -> Iterator[Picture]:
@@ -316,12 +344,17 @@ def write_report(out: Path | str, report: Report) -> Path:
     The same report gives the same bytes.
 
     Raises:
+        ReportError: `out` is no name for a page.
         ImageError: a picture is missing or damaged.
         OutputError: the page cannot be written there.
     """
     import jinja2
 
     out = Path(out)
+    if out.is_dir():
+        raise ReportError(f"{out}: is a folder; expected the file of the page, such as {out / 'report.html'}")
+    if out.suffix.lower() == ".json":
+        raise ReportError(f"{out}: the page's numbers go there; expected its own file, such as {out.stem}.html")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reid_eval"),
         autoescape=True,

@@ -109,7 +109,10 @@ def rerank(query: np.ndarray, gallery: np.ndarray, params: RerankParams | None =
 def reranked_blocks(
     distances: PointDistances, num_query: int, params: RerankParams, *, block_rows: int = _BLOCK_ROWS
 ) -> Iterator[np.ndarray]:
-    """The rows of the re-ranked distances, (B, G) at a time, for the first `num_query` points against the others."""
+    """The rows of the re-ranked distances, (B, G) at a time, for the first `num_query` points against the others.
+
+    Neighbours and encodings are ready when this returns; the blocks are computed as they are asked for.
+    """
     num_points = distances.num_points
     if params.k1 >= num_points:
         raise RerankError(
@@ -121,6 +124,17 @@ def reranked_blocks(
     encoding = _encode(distances, members, farthest_sq)
     if params.k2 > 1:
         encoding = _average_over(neighbours[:, : params.k2], encoding)
+    return _blocks(distances, num_query, params.lambda_, encoding, farthest_sq, block_rows)
+
+
+def _blocks(
+    distances: PointDistances,
+    num_query: int,
+    lambda_: float,
+    encoding: csr_array,
+    farthest_sq: np.ndarray,
+    block_rows: int,
+) -> Iterator[np.ndarray]:
     gallery_columns = encoding[num_query:].tocsc()
     for start in range(0, num_query, block_rows):
         stop = min(start + block_rows, num_query)
@@ -128,7 +142,7 @@ def reranked_blocks(
         shared = np.stack([_shared_weight(encoding, row, gallery_columns) for row in range(start, stop)])
         # Rows of the encoding sum to 1, so the weight in the union is 2 minus the weight in the intersection.
         jaccard = 1 - shared / (2 - shared)
-        yield (1 - params.lambda_) * jaccard + params.lambda_ * original
+        yield (1 - lambda_) * jaccard + lambda_ * original
 
 
 def _nearest(distances: PointDistances, count: int, block_rows: int) -> tuple[np.ndarray, np.ndarray]:

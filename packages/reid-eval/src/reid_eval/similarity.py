@@ -13,6 +13,7 @@ the picture, mean over positions and channels. `SSIM_PROTOCOL` says so in every 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,17 +104,19 @@ def ssim_within_identity(
     """Mean SSIM of random pairs of pictures inside each identity's folder: the lower, the more varied the pictures.
 
     This is diversity, not fidelity. `root` holds one folder per identity, at any depth; each folder's pairs follow
-    from `seed` and its own name. Folders of one picture are skipped and counted. Where the pictures of a pair differ
-    in size, the second is resized to the first (bicubic) and counted. `name` names the result, when several sets of
-    pictures are measured for one report: `ssim_within_identity_real`.
+    from `seed` and its own name. Folders of one picture are skipped and counted, and so are pictures beside the
+    folders. Where the pictures of a pair differ in size, the second is resized to the first (bicubic) and counted.
+    `name` names the result, when several sets of pictures are measured for one report: `ssim_within_identity_real`.
 
     Raises:
-        SimilarityError: no folder below `root` holds two pictures.
+        SimilarityError: no folder below `root` holds two pictures, or a picture is smaller than the window.
         ImageError: there is no such folder, or a picture cannot be read.
     """
     root = Path(root)
     if pairs < 1:
         raise SimilarityError(f"pairs = {pairs}: expected at least 1 pair per identity")
+    if seed < 0:
+        raise SimilarityError(f"seed = {seed}: expected 0 or more")
     paths = list_images(root)
     folders: dict[Path, list[Path]] = {}
     for path in paths:
@@ -130,12 +133,15 @@ def ssim_within_identity(
     for folder, members in track(sorted(varied.items()), f"SSIM within {root}"):
         rng = np.random.default_rng([seed, int(fingerprint([folder.relative_to(root).as_posix()]), 16)])
         for _ in range(pairs):
-            first, second = (read_pixels(members[chosen]) for chosen in rng.choice(len(members), 2, replace=False))
+            files = [members[chosen] for chosen in rng.choice(len(members), 2, replace=False)]
+            first, second = (read_pixels(file) for file in files)
             if first.shape != second.shape:
                 second = _resized_like(second, first)
                 num_resized += 1
-            values.append(ssim(first, second))
+            values.append(_ssim_of_files(files, first, second))
     skipped = len(folders) - len(varied)
+    num_beside = len(paths) - sum(map(len, folders.values()))
+    beside = f"{num_beside} pictures beside the folders left out. " if num_beside else ""
     return MetricResult(
         name=name,
         value=float(np.mean(values)),
@@ -143,7 +149,7 @@ def ssim_within_identity(
         protocol=(
             f"Mean over {pairs} random pairs of pictures in each of {len(varied)} identity folders (seed {seed}): "
             f"diversity, not fidelity. {skipped} folders of a single picture skipped, {num_resized} of {len(values)} "
-            f"pairs resized to equal size. {SSIM_PROTOCOL}"
+            f"pairs resized to equal size. {beside}{SSIM_PROTOCOL}"
         ),
         made_by={"reid_eval": reid_eval.__version__, "pictures": describe_images(root, paths)},
     )
@@ -165,10 +171,8 @@ def ssim_of_pairs(first: Path | str, second: Path | str, *, name: str = "ssim_of
         )
     values = []
     for stem in track(common, "SSIM of pairs"):
-        try:
-            values.append(ssim(read_pixels(sides[0][stem]), read_pixels(sides[1][stem])))
-        except SimilarityError as error:
-            raise SimilarityError(f"{sides[0][stem]} and {sides[1][stem]}: {error}") from None
+        files = [side[stem] for side in sides]
+        values.append(_ssim_of_files(files, *(read_pixels(file) for file in files)))
     alone = len(sides[0]) + len(sides[1]) - 2 * len(common)
     return MetricResult(
         name=name,
@@ -184,6 +188,13 @@ def ssim_of_pairs(first: Path | str, second: Path | str, *, name: str = "ssim_of
             "second": describe_images(second, sides[1].values()),
         },
     )
+
+
+def _ssim_of_files(files: Sequence[Path], first: np.ndarray, second: np.ndarray) -> float:
+    try:
+        return ssim(first, second)
+    except SimilarityError as error:
+        raise SimilarityError(f"{files[0]} and {files[1]}: {error}") from None
 
 
 def _by_stem(root: Path) -> dict[str, Path]:
