@@ -57,7 +57,11 @@ def test_a_bad_override_is_refused_in_one_line_that_names_it(override, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["- 1\n- 2\n", "optim: [", "\x00"], ids=["a-list", "broken", "binary"])
+@pytest.mark.parametrize(
+    "text",
+    ["- 1\n- 2\n", "optim: [", "\x00", "weights: ${HOME}/x.pth"],
+    ids=["a-list", "broken", "binary", "a-reference-to-nothing"],
+)
 def test_a_file_that_holds_no_settings_is_named(tmp_path, text):
     file = tmp_path / "settings.yaml"
     file.write_text(text)

@@ -1,3 +1,4 @@
+import errno
 import json
 from dataclasses import dataclass
 
@@ -45,15 +46,49 @@ def test_last_is_the_highest_iteration_and_old_ones_can_be_dropped(run):
 
 def test_an_iteration_that_does_not_exist_lists_those_that_do(run):
     run.save(checkpoint(20))
-    with pytest.raises(CheckpointError, match="no checkpoint of iteration 30; there are 20"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of iteration 30; there are 20$"):
+        run.load(30)
+    run.save(checkpoint(20), best=True)
+    with pytest.raises(CheckpointError, match=r"there are 20, and best$"):
         run.load(30)
 
 
-def test_a_checkpoint_cut_in_half_is_named_with_the_remedy(run):
-    file = run.save(checkpoint(7))
+def test_a_run_without_a_best_checkpoint_says_what_there_is(run):
+    for which in ("best", "last", 3):
+        with pytest.raises(CheckpointError, match="run: has no checkpoint yet; train until it has saved one"):
+            run.load(which)
+    run.save(checkpoint(20))
+    with pytest.raises(CheckpointError, match=r"no best checkpoint .* choose last, or an iteration: 20$"):
+        run.load("best")
+
+
+@pytest.mark.parametrize(
+    ("saved", "best", "which", "remedy"),
+    [
+        ([7], False, "last", "remove it to start over"),
+        ([5, 7], False, 7, "remove it to go on from iteration 5"),
+        ([5, 7], True, "best", "choose last, or an iteration: 5, 7"),
+    ],
+)
+def test_a_checkpoint_cut_in_half_is_named_with_the_remedy(run, saved, best, which, remedy):
+    for iteration in saved:
+        file = run.save(checkpoint(iteration))
+    if best:
+        file = run.save(checkpoint(5), best=True)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match=r"00000007\.pt: damaged.*remove it"):
-        run.load(7)
+    with pytest.raises(CheckpointError, match=rf"{file.name}: damaged or no checkpoint .*; {remedy}$"):
+        run.load(which)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(run, monkeypatch):
+    run.save(checkpoint(7))
+
+    def broken_disk(*arguments, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", broken_disk)
+    with pytest.raises(CheckpointError, match=r"00000007\.pt: cannot be read \(Input/output error\)$"):
+        run.load("last")
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(run):
@@ -73,8 +108,8 @@ def test_a_failed_write_leaves_the_old_checkpoint(run, monkeypatch):
     file = run.save(checkpoint(1))
     before = file.read_bytes()
 
-    def disk_full(values, part):
-        part.write_bytes(b"half")
+    def disk_full(values, stream):
+        stream.write(b"half")
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch, "save", disk_full)
@@ -127,7 +162,44 @@ def test_resuming_cuts_the_log_back_to_the_checkpoint(run):
         stream.write('{"iteration": 4')  # killed while writing
     assert run.resume_from().iteration == 20
     assert [line["iteration"] for line in run.read_log()] == [10, 20]
+    run.log_file.write_text(run.log_file.read_text().rstrip())  # killed before the end of the line
+    run.resume_from()
+    run.log(30, {"loss": 3.0})
+    assert [line["iteration"] for line in run.read_log()] == [10, 20, 30]
     run.close()
+
+
+def test_resuming_without_a_checkpoint_says_that_it_starts_from_the_beginning(run, caplog):
+    run.log(10, {"loss": 1.0})
+    assert run.resume_from() is None
+    assert "run: no checkpoint to go on from, so the training starts from the beginning" in caplog.text
+    assert run.read_log() == []
+    run.close()
+
+
+def test_resuming_removes_what_a_killed_process_left_half_written(run):
+    file = run.save(checkpoint(20))
+    for left in (run.checkpoints / ".00000030.pt.ab12.part", run.path / ".log.jsonl.cd34.part"):
+        left.write_bytes(b"half")
+    run.resume_from()
+    assert sorted(path for path in run.path.rglob("*") if path.is_file()) == sorted(
+        [file, run.path / "run.json", run.config_file]
+    )
+
+
+def test_after_resuming_tensorboard_shows_every_iteration_once(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for iteration in (10, 20, 30):
+        run.log(iteration, {"loss": 1.0})
+    run.save(checkpoint(20))
+    run.close()
+    run.resume_from()
+    for iteration in (30, 40):
+        run.log(iteration, {"loss": 2.0})
+    run.close()
+    events = EventAccumulator(str(run.path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
 
 
 def test_log_and_samples_reach_tensorboard(run):

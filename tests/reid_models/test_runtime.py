@@ -36,7 +36,7 @@ def test_a_signal_asks_to_stop_and_the_old_handler_returns(number):
     with runtime.watch_signals():
         assert runtime.stop_reason() is None
         os.kill(os.getpid(), number)
-        assert runtime.stop_reason() == signal.Signals(number).name
+        assert runtime.stop_reason() == runtime.stop_signal == signal.Signals(number).name
     assert signal.getsignal(number) is before
 
 
@@ -50,9 +50,11 @@ def test_a_second_interrupt_does_not_wait():
 
 def test_the_time_limit_is_a_reason_to_stop():
     assert Runtime(torch.device("cpu"), max_hours=1).stop_reason() is None
-    assert Runtime(torch.device("cpu"), max_hours=1e-12).stop_reason() == "--max-hours 1e-12 reached"
-    with pytest.raises(ConfigError, match="must be positive"):
-        Runtime.from_environment("cpu", max_hours=0)
+    late = Runtime(torch.device("cpu"), max_hours=1e-12)
+    assert (late.stop_reason(), late.stop_signal) == ("--max-hours 1e-12 reached", None)
+    for hours in (0, float("nan")):
+        with pytest.raises(ConfigError, match="must be positive"):
+            Runtime.from_environment("cpu", max_hours=hours)
 
 
 def test_containers_keep_their_type_on_the_way_to_the_device():

@@ -1,5 +1,7 @@
 import dataclasses
+import math
 import os
+import re
 import signal
 import threading
 import time
@@ -22,6 +24,7 @@ from reid_models.training import (
     make_optimizer,
     train_reid,
 )
+from reid_models.weights import WeightsError
 
 # Four people of six pictures, eight pictures in a batch: three iterations make an epoch.
 TINY = {
@@ -135,6 +138,62 @@ def test_a_stop_signal_saves_and_can_be_resumed(toy_index, tmp_path):
     assert f"saved iteration {saved.iteration} " in str(caught.value)
 
 
+def test_a_stop_asked_for_in_the_last_step_finds_a_finished_run(toy_index, tmp_path):
+    run = train(toy_index, tmp_path / "run", schedule={"epochs": 1}, stop_at=3)
+    assert (run.iterations(), run.load("best").iteration) == ([3], 3)
+
+
+def test_every_step_takes_the_learning_rates_of_its_iteration(toy_index, tmp_path):
+    schedule = {"warmup_epochs": 1, "warmup_factor": 0.1}
+    optim = {"kind": "sgd", "lr": 0.01, "trunk_lr_factor": 0.5}
+    with pytest.raises(Stopped):
+        train(toy_index, tmp_path / "run", stop_at=2, schedule=schedule, optim=optim)
+    trunk, head = RunDir.open(tmp_path / "run").load().optimizers["reid"]["param_groups"]
+    # the second of three steps that climb from a tenth to the whole
+    assert (trunk["lr"], head["lr"]) == pytest.approx((0.005 * 0.4, 0.01 * 0.4))
+
+
+def test_the_network_sees_varied_pictures(toy_index, tmp_path):
+    plain = {"flip": 0.0, "pad_px": 0, "erase": 0.0}
+    runs = [train(toy_index, tmp_path / name, stop_at=3, schedule={"epochs": 1}, **groups)
+            for name, groups in (("varied", {}), ("plain", {"augmentation": plain}))]  # fmt: skip
+    varied, same = (run.read_log()[0]["id"] for run in runs)
+    assert varied != same
+
+
+class Interrupted(Runtime):
+    """As if SIGTERM came while the network is evaluated."""
+
+    stop_signal = "SIGTERM"
+
+
+def test_a_signal_does_not_wait_for_an_evaluation_to_end(toy_index, tmp_path):
+    straight = train(toy_index, tmp_path / "straight")
+    with pytest.raises(Stopped, match="SIGTERM: saved iteration 6 "):
+        train_reid(tiny_config(), toy_index, tmp_path / "stopped", Interrupted(torch.device("cpu")))
+    resumed = train(toy_index, tmp_path / "stopped", resume=True)
+    for which in ("last", "best"):
+        assert_equal(dataclasses.asdict(resumed.load(which)), dataclasses.asdict(straight.load(which)))
+    assert resumed.log_file.read_text() == straight.log_file.read_text()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_weights_that_cannot_be_had_leave_nothing_behind(toy_index, tmp_path, resume):
+    with pytest.raises(WeightsError, match="no such weight file"):
+        train(toy_index, tmp_path / "run", resume=resume, network={"weights": str(tmp_path / "gone.pth")})
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_needs_the_weight_file_no_more(toy_index, tmp_path):
+    file = tmp_path / "trunk.pth"
+    torch.save(build_network(tiny_config().network, 4).trunk.state_dict(), file)
+    network = {"weights": str(file)}
+    with pytest.raises(Stopped):
+        train(toy_index, tmp_path / "run", stop_at=2, network=network)
+    file.unlink()
+    assert train(toy_index, tmp_path / "run", resume=True, network=network).iterations()[-1] == 12
+
+
 def test_training_learns_to_tell_the_training_people_apart(toy_index, tmp_path):
     log = train(
         toy_index, tmp_path / "run", schedule={"epochs": 30}, optim={"lr": 0.003}, eval_every=30, log_every=15
@@ -180,8 +239,19 @@ def test_shuffled_batches_train_with_the_identity_loss(toy_index, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_named_with_iteration_and_learning_rate(toy_index, tmp_path):
-    with pytest.raises(DivergedError, match=r"loss \w+ is (nan|inf) at iteration \d+, learning rate \S+; lower"):
+    message = r"loss \w+ is (nan|inf) at iteration \d+, learning rate \S+ \(batch with (\w+\.jpg), .*, \.\.\.\); lower"
+    with pytest.raises(DivergedError, match=message) as caught:
         train(toy_index, tmp_path / "run", optim={"kind": "sgd", "lr": 1e30}, schedule={"warmup_epochs": 0})
+    named = re.findall(r"\w+\.jpg", str(caught.value))
+    assert len(named) == 3
+    assert set(named) <= {path.name for path in toy_index.split("train_all").paths}
+
+
+def test_weights_that_are_not_finite_are_never_saved(toy_index, tmp_path):
+    """The step that breaks them has a finite loss; a checkpoint of it could only fail again."""
+    with pytest.raises(DivergedError, match=r"trunk\.\S+ is not finite after iteration 1, .*not saved; lower optim.lr"):
+        train(toy_index, tmp_path / "run", stop_at=1, optim={"kind": "sgd", "lr": 1e300})
+    assert RunDir.open(tmp_path / "run").iterations() == []
 
 
 def only(index, keep):
@@ -191,7 +261,7 @@ def only(index, keep):
 @pytest.mark.parametrize(
     ("keep", "groups", "message"),
     [
-        (lambda record: record.split != "train" or record.pid == 2, {}, "training data has 1 identity"),
+        (lambda record: record.split != "train" or record.pid == 2, {}, "all 6 training pictures are of one identity"),
         (lambda record: record.split != "train" or record.camid == 1, {}, "all 12 training pictures are from camera 1"),
         (lambda record: record.split == "train" or record.camid == 1, {}, "no query has its person in the gallery"),
         (lambda record: True, {"sampler": {"ids_per_batch": 5}}, "ids_per_batch is 5, but .* has 4 identities"),
@@ -217,6 +287,16 @@ def test_data_that_cannot_be_trained_on_leaves_nothing_behind(toy_index, tmp_pat
         ({"image_hw": [8, 8]}, "image_hw: height and width"),
         ({"network": {"last_stride": 3}}, "network.last_stride"),
         ({"seed": -1}, "seed: must be at least 0"),
+        ({"seed": 1 << 63}, "seed: must be .* below 2\\^63"),
+        ({"optim": {"weight_decay": -1.0}}, "optim.weight_decay: must be 0 or more, got -1"),
+        ({"optim": {"lr": math.nan}}, "optim.lr: must be positive, got nan"),
+        ({"optim": {"momentum": 1.0}}, "optim.momentum: must be 0 to below 1"),
+        ({"loss": {"margin": -0.1}}, "loss.margin: must be 0 or more"),
+        ({"loss": {"triplet": math.nan}}, "loss: id 1 and triplet nan"),
+        ({"schedule": {"gamma": 10.0}}, "schedule.gamma: must be between 0 and 1, got 10"),
+        ({"network": {"width": 0}}, "network.width: must be at least 1, got 0"),
+        ({"augmentation": {"flip": 2.0}}, "augmentation.flip: must be between 0 and 1"),
+        ({"augmentation": {"pad_px": -1}}, "augmentation.pad_px: must be at least 0"),
         ({"keep_checkpoints": 0}, "keep_checkpoints: must be at least 1"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from reid_eval.errors import user_errors
+from reid_eval.errors import OutputError, user_errors
 from reid_models import __version__
 
 
@@ -98,10 +98,11 @@ def check(data: Path, layout: str, decode: bool, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new or empty folder, or an earlier one.")
 @_layout
 @click.option("--copy", is_flag=True, help="Copy the pictures instead of linking them.")
-def prepare(raw: Path, out: Path, layout: str, copy: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def prepare(raw: Path, out: Path, layout: str, copy: bool, as_json: bool) -> None:
     """Lay a dataset out as one folder per identity: train_all, train, val, query, gallery, multi-query.
 
-    Nothing is moved or removed. Run again, it adds what is missing.
+    Nothing is moved or removed. Run again, it adds what is missing and mends links whose pictures have moved.
 
     \b
     Example:
@@ -111,9 +112,15 @@ def prepare(raw: Path, out: Path, layout: str, copy: bool) -> None:
         from reid_models.data.prepare import prepare_dataset
 
         index = prepare_dataset(raw, out, layout=layout, copy=copy)
-    for split in ("train_all", *index.splits):
-        part = index.split(split)
-        click.echo(f"{split:<12}{len(part):>8} images{part.num_ids:>7} ids")
+        training = ("train_all",) if {"train", "val"} & set(index.splits) else ()
+        parts = {split: index.split(split) for split in (*training, *index.splits)}
+    click.echo(f"wrote {out}", err=True)
+    if as_json:
+        counts = {split: {"images": len(part), "ids": part.num_ids} for split, part in parts.items()}
+        click.echo(json.dumps({"out": str(out), "splits": counts}))
+    else:
+        for split, part in parts.items():
+            click.echo(f"{split:<12}{len(part):>8} images{part.num_ids:>7} ids")
 
 
 _PATH = click.Path(path_type=Path)
@@ -202,8 +209,13 @@ def extract(
 
         run = RunDir.open(run_path, "reid")
         root = data or Path(str(run.made_by["data"]))
+        if data is None and run.made_by["layout"] == "csv":
+            raise DatasetError(f"{run_path}: was trained on a table in {root}; give that .csv with --data")
         if not root.exists():
             raise DatasetError(f"{root}: the dataset is not there; give the folder that holds it with --data")
+        file = out or run_path / "features.npz"
+        if file.is_dir():
+            raise OutputError(f"{file}: is a folder; expected a file's name, such as {file / 'features.npz'}")
         embedder = load_embedder(run_path, parse_which(which), device, untrained=untrained)
         features = extract_features(
             embedder,
@@ -212,7 +224,6 @@ def extract(
             batch_size=batch_size,
             num_workers=run.config(ReidTrainConfig).num_workers,
         )
-        file = out or run_path / "features.npz"
         features.save(file)
     click.echo(f"wrote {file}", err=True)
     summary = {

@@ -80,10 +80,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"{file}: no such settings file; see configs/ for examples")
     try:
-        loaded = OmegaConf.load(file)
+        values = _plain(OmegaConf.load(file))
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{file}: not a readable YAML file ({_first_line(error)})") from None
-    values = _plain(loaded)
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected settings as 'key: value' lines, found a {type(values).__name__}")
     return values

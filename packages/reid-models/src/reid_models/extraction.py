@@ -100,7 +100,7 @@ def load_embedder(
 
     found = RunDir.open(run, "reid")
     checkpoint = found.load(which)
-    config = config_from_dict(ReidTrainConfig, checkpoint.config, source=str(found.config_file))
+    config = config_from_dict(ReidTrainConfig, checkpoint.config, source=str(found.checkpoint_file(which)))
     runtime = Runtime.from_environment(device, config.precision)
     runtime.seed_everything(config.seed)
     network = build_network(config.network, checkpoint.made_by["num_ids"], load_weights=untrained)

@@ -17,11 +17,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -48,12 +52,17 @@ class CheckpointError(ReidError):
     """A run or a checkpoint is missing, damaged, or not of the kind that was asked for."""
 
 
+class _DamagedError(CheckpointError):
+    """The file is there and can be read, but holds no checkpoint."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Everything needed to use a run, or to go on as if it had never stopped.
 
-    Holds tensors and plain containers only. `iteration` counts finished optimiser steps. `progress` is the trainer's
-    own state (epoch, best value). `made_by` names package versions and the data.
+    Holds tensors and plain containers only. `iteration` counts finished optimiser steps. `schedules` is for schedules
+    with a state of their own; it is empty where the learning rate is a function of the iteration. `progress` is the
+    trainer's own state (epoch, best value). `made_by` names package versions and the data.
     """
 
     kind: str
@@ -70,10 +79,11 @@ class Checkpoint:
     def save(self, file: Path | str) -> None:
         """Write the checkpoint, whole or not at all."""
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        with atomic_path(file) as part:
+        # Through a stream of our own a full disk is told as such; by itself PyTorch's zip writer hides the reason.
+        with atomic_path(file) as part, part.open("wb") as stream:
             try:
-                torch.save(values, part)
-            except RuntimeError as error:  # PyTorch's zip writer reports a failed write in this way
+                torch.save(values, stream)
+            except RuntimeError as error:
                 raise OSError(f"PyTorch could not write it: {str(error).splitlines()[0]}") from error
 
     @classmethod
@@ -90,11 +100,12 @@ class Checkpoint:
             values = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises whatever zip, pickle or the file system raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(
-                f"{file}: damaged or no checkpoint ({reason[:120]}); remove it to continue from the one before"
-            ) from None
+            # A file cut short makes PyTorch seek before its start: EINVAL. Other refusals say nothing of what it holds.
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise CheckpointError(f"{file}: cannot be read ({error.strerror or reason})") from None
+            raise _DamagedError(f"{file}: damaged or no checkpoint ({reason[:120]})") from None
         if not isinstance(values, dict) or not {"kind", "iteration", "networks", "format"} <= values.keys():
-            raise CheckpointError(f"{file}: holds no checkpoint of a run (expected kind, iteration, networks, format)")
+            raise _DamagedError(f"{file}: holds no checkpoint of a run (expected kind, iteration, networks, format)")
         if values["format"] != CHECKPOINT_FORMAT:
             raise CheckpointError(
                 f"{file}: checkpoint format {values['format']}, this version reads {CHECKPOINT_FORMAT}; "
@@ -113,6 +124,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
         self._writer: SummaryWriter | None = None
+        self._resumed_at: int | None = None
 
     @classmethod
     def create(
@@ -123,11 +135,12 @@ class RunDir:
         `made_by` holds plain values; its entry `index_fingerprint`, when given, must not change on resume.
 
         Raises:
-            OutputError: the folder holds other files, or a run already and `resume` is not set.
+            OutputError: the folder holds other files, or a run already and `resume` is not set; or it cannot be made.
             CheckpointError: resuming with other settings, another kind, or other data.
         """
         path = Path(path)
-        claim_folder(path, "run.json", what="a run")
+        with _writing(path, "choose another --out"):
+            claim_folder(path, "run.json", what="a run")
         run = cls(path, kind, made_by)
         if (path / "run.json").exists() and run.config_file.exists():
             stored = cls.open(path, kind)
@@ -137,8 +150,9 @@ class RunDir:
             _refuse_changes(stored, config, made_by)
             return run
         identity = {"format": RUN_FORMAT, "kind": kind, "made_by": dict(made_by)}
-        write_text(path / "run.json", json.dumps(identity, indent=2) + "\n")
-        dump_config(config, run.config_file)
+        with _writing(path, "choose another --out"):
+            write_text(path / "run.json", json.dumps(identity, indent=2) + "\n")
+            dump_config(config, run.config_file)
         return run
 
     @classmethod
@@ -185,18 +199,38 @@ class RunDir:
         available = self.iterations()
         if which == "best":
             file = self.checkpoints / "best.pt"
-            if not file.is_file():
-                raise CheckpointError(f"{self.path}: keeps no best checkpoint; choose {_listed(available)} or 'last'")
-            return file
+            if file.is_file():
+                return file
         if not available:
-            raise CheckpointError(f"{self.path}: has no checkpoint yet; train it first")
+            raise CheckpointError(f"{self.path}: has no checkpoint yet; train until it has saved one")
+        if which == "best":
+            raise CheckpointError(
+                f"{self.path}: no best checkpoint (a re-ID run keeps one from its first evaluation on); "
+                f"choose last, or an iteration: {_listed(available)}"
+            )
         if which != "last" and which not in available:
-            raise CheckpointError(f"{self.path}: no checkpoint of iteration {which}; there are {_listed(available)}")
+            raise CheckpointError(
+                f"{self.path}: no checkpoint of iteration {which}; there are {_listed(available)}"
+                f"{', and best' if (self.checkpoints / 'best.pt').is_file() else ''}"
+            )
         return self._file_of(available[-1] if which == "last" else which)
 
     def load(self, which: int | Literal["last", "best"] = "last") -> Checkpoint:
-        """Read one checkpoint onto the CPU."""
-        checkpoint = Checkpoint.load(self.checkpoint_file(which))
+        """Read one checkpoint onto the CPU.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or not of this run's kind.
+        """
+        file = self.checkpoint_file(which)
+        try:
+            checkpoint = Checkpoint.load(file)
+        except _DamagedError as error:
+            others = [iteration for iteration in self.iterations() if self._file_of(iteration) != file]
+            if which == "best" or not others:
+                remedy = f"choose last, or an iteration: {_listed(others)}" if others else "remove it to start over"
+            else:
+                remedy = f"remove it to go on from iteration {others[-1]}"
+            raise CheckpointError(f"{error}; {remedy}") from None
         if checkpoint.kind != self.kind:
             raise CheckpointError(f"{self.path}: a {checkpoint.kind!r} checkpoint lies in a {self.kind!r} run")
         return checkpoint
@@ -213,27 +247,32 @@ class RunDir:
             self._file_of(iteration).unlink(missing_ok=True)
 
     def resume_from(self) -> Checkpoint | None:
-        """The newest readable checkpoint, with the log cut back to it; None when there is none yet.
+        """The newest checkpoint, with log and TensorBoard cut back to it; None, and a warning, when there is none yet.
 
-        A damaged newest checkpoint is an error that names it: going back in silence would lose work unseen.
+        A damaged newest checkpoint is an error that names it: going back in silence would lose work unseen. What a
+        killed process left half written is removed.
         """
         checkpoint = self.load("last") if self.iterations() else None
-        reached = checkpoint.iteration if checkpoint else 0
+        if checkpoint is None:
+            logger.warning("%s: no checkpoint to go on from, so the training starts from the beginning", self.path)
+        self._resumed_at = checkpoint.iteration if checkpoint else 0
+        for part in [*self.path.glob(".*.part"), *self.path.glob("*/.*.part")]:
+            part.unlink(missing_ok=True)
         if self.log_file.is_file():
-            lines = self.log_file.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _iteration_of(line) <= reached]
-            if len(kept) < len(lines):
-                write_text(self.log_file, "".join(f"{line}\n" for line in kept))
+            text = self.log_file.read_text(encoding="utf-8")
+            kept = "".join(f"{line}\n" for line in text.splitlines() if _iteration_of(line) <= self._resumed_at)
+            if kept != text:
+                write_text(self.log_file, kept)
         return checkpoint
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
         """Append scalars to log.jsonl and TensorBoard."""
         numbers = {name: float(value) for name, value in values.items()}
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("a", encoding="utf-8") as stream:
+        with _writing(self.log_file), self.log_file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"iteration": iteration, **numbers}) + "\n")
-        for name, value in numbers.items():
-            self._tensorboard().add_scalar(name, value, iteration)
+        with _writing(self.path / "tensorboard"):
+            for name, value in numbers.items():
+                self._tensorboard().add_scalar(name, value, iteration)
 
     def read_log(self) -> list[dict[str, float]]:
         """The logged lines, oldest first; a last line cut off by a kill is left out."""
@@ -246,14 +285,16 @@ class RunDir:
         """Save a picture (uint8, RGB, (H, W, 3)) under samples/ and show it in TensorBoard."""
         file = self.samples / f"{name}_{iteration:08d}.png"
         save_image(file, pixels)
-        self._tensorboard().add_image(name, pixels, iteration, dataformats="HWC")
+        with _writing(self.path / "tensorboard"):
+            self._tensorboard().add_image(name, pixels, iteration, dataformats="HWC")
         return file
 
     def close(self) -> None:
         """Flush what TensorBoard still holds."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with _writing(self.path / "tensorboard"):
+                writer.close()
 
     def _file_of(self, iteration: int) -> Path:
         return self.checkpoints / f"{iteration:08d}.pt"
@@ -262,8 +303,35 @@ class RunDir:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.path / "tensorboard"))
+            _leave_write_errors_to_the_caller()
+            # Steps after the checkpoint that a run went on from are hidden: they are done and logged again.
+            purge_step = None if self._resumed_at is None else self._resumed_at + 1
+            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge_step)
         return self._writer
+
+
+@contextmanager
+def _writing(target: Path, remedy: str = "free some space and run again") -> Iterator[None]:
+    """Say which file or folder could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{target}: could not be written ({error.strerror or error}); nothing that existed was changed; {remedy}"
+        ) from error
+
+
+@cache
+def _leave_write_errors_to_the_caller() -> None:
+    """TensorBoard raises what its thread could not write in the next call; the thread's own traceback says it twice."""
+    tell = threading.excepthook
+
+    def tell_others(told: threading.ExceptHookArgs) -> None:
+        from_tensorboard = type(told.thread).__module__.startswith("tensorboard.")
+        if not (from_tensorboard and isinstance(told.exc_value, OSError)):
+            tell(told)
+
+    threading.excepthook = tell_others
 
 
 _NEVER = 1 << 62

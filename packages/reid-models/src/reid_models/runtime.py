@@ -7,7 +7,7 @@
             with runtime.autocast():
                 loss = step(network, runtime.to_device(batch))
             if reason := runtime.stop_reason():
-                ...save...; raise Stopped(f"{reason}: saved iteration 300 in runs/teacher; continue with --resume")
+                ...save...; raise Stopped(f"{reason}: saved iteration 300 in runs/teacher; ...")
 
 Everything else takes modules and tensors and works the same on CUDA, MPS and the CPU.
 """
@@ -50,7 +50,7 @@ class Runtime:
         Raises:
             ConfigError: the device does not exist here, or `max_hours` is not positive.
         """
-        if max_hours is not None and max_hours <= 0:
+        if max_hours is not None and not max_hours > 0:
             raise ConfigError(f"--max-hours: must be positive, got {max_hours:g}")
         return cls(choose_device(device), precision, max_hours)
 
@@ -120,6 +120,11 @@ class Runtime:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    @property
+    def stop_signal(self) -> str | None:
+        """The signal that has asked to stop, or None."""
+        return self._signal
 
     def stop_reason(self) -> str | None:
         """Why the run should save and leave now, or None."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ import reid_eval
 import reid_models
 from reid_eval.errors import ReidError, Stopped
 from reid_eval.progress import progress
-from reid_eval.ranking import rank
+from reid_eval.ranking import RankReport, rank
 from reid_models import losses
 from reid_models.config import ConfigError, config_dict
 from reid_models.data.index import DatasetError, DatasetIndex
@@ -57,11 +57,10 @@ class NetworkConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        _at_least(1, network_width=self.width, network_bottleneck=self.bottleneck)
-        if self.last_stride not in (1, 2):
-            raise ConfigError(f"network.last_stride: expected 1 or 2, got {self.last_stride}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"network.dropout: expected a probability below 1, got {self.dropout:g}")
+        _must("network.width", self.width, self.width >= 1, "at least 1")
+        _must("network.last_stride", self.last_stride, self.last_stride in (1, 2), "1 or 2")
+        _must("network.bottleneck", self.bottleneck, self.bottleneck >= 1, "at least 1")
+        _must("network.dropout", self.dropout, 0 <= self.dropout < 1, "a probability below 1")
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,9 @@ class SamplerConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        _at_least(2, sampler_ids_per_batch=self.ids_per_batch, sampler_batch_size=self.batch_size)
-        _at_least(1, sampler_images_per_id=self.images_per_id)
+        _must("sampler.ids_per_batch", self.ids_per_batch, self.ids_per_batch >= 2, "at least 2")
+        _must("sampler.images_per_id", self.images_per_id, self.images_per_id >= 1, "at least 1")
+        _must("sampler.batch_size", self.batch_size, self.batch_size >= 2, "at least 2")
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class LossConfig:
     label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.id, self.triplet) < 0 or self.id + self.triplet == 0:
+        if not (self.id >= 0 and self.triplet >= 0 and 0 < self.id + self.triplet < math.inf):
             raise ConfigError(f"loss: id {self.id:g} and triplet {self.triplet:g}; expected weights >= 0, not both 0")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"loss.label_smoothing: expected 0 to below 1, got {self.label_smoothing:g}")
+        _must("loss.margin", self.margin, 0 <= self.margin < math.inf, "0 or more")
+        _must("loss.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,10 @@ class OptimConfig:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ConfigError(f"optim.lr: must be positive, got {self.lr:g}")
+        _must("optim.lr", self.lr, 0 < self.lr < math.inf, "positive")
+        _must("optim.trunk_lr_factor", self.trunk_lr_factor, 0 <= self.trunk_lr_factor < math.inf, "0 or more")
+        _must("optim.weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
+        _must("optim.momentum", self.momentum, 0 <= self.momentum < 1, "0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,11 @@ class ScheduleConfig:
     final_factor: float = 0.01
 
     def __post_init__(self) -> None:
-        _at_least(1, schedule_epochs=self.epochs)
-        _at_least(0, schedule_warmup_epochs=self.warmup_epochs)
+        _must("schedule.epochs", self.epochs, self.epochs >= 1, "at least 1")
+        _must("schedule.warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "at least 0")
+        for name in ("warmup_factor", "gamma", "final_factor"):
+            value = getattr(self, name)
+            _must(f"schedule.{name}", value, 0 <= value <= 1, "between 0 and 1")
 
     def lr_factor(self, iteration: int, iterations_per_epoch: int) -> float:
         """What learning rates are multiplied by in the step number `iteration`, from 0."""
@@ -170,9 +175,14 @@ class ReidTrainConfig:
     def __post_init__(self) -> None:
         if min(self.image_hw) < 16:
             raise ConfigError(f"image_hw: height and width must be at least 16, got {list(self.image_hw)}")
-        _at_least(0, num_workers=self.num_workers, cache_mib=self.cache_mib, seed=self.seed)
-        _at_least(1, log_every=self.log_every, eval_every=self.eval_every)
-        _at_least(1, checkpoint_every=self.checkpoint_every, keep_checkpoints=self.keep_checkpoints)
+        for name in ("num_workers", "cache_mib"):
+            _must(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        for name in ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
+            _must(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _must("seed", self.seed, 0 <= self.seed < 1 << 63, "at least 0 and below 2^63")
+        _must("augmentation.flip", self.augmentation.flip, 0 <= self.augmentation.flip <= 1, "between 0 and 1")
+        _must("augmentation.erase", self.augmentation.erase, 0 <= self.augmentation.erase <= 1, "between 0 and 1")
+        _must("augmentation.pad_px", self.augmentation.pad_px, self.augmentation.pad_px >= 0, "at least 0")
         if self.loss.triplet > 0 and self.sampler.kind != "identity":
             raise ConfigError("loss.triplet: needs sampler.kind=identity, several pictures of a person in a batch")
         if self.loss.triplet > 0 and self.sampler.images_per_id < 2:
@@ -182,16 +192,13 @@ class ReidTrainConfig:
             )
 
 
-def _at_least(minimum: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < minimum:
-            group, _, key = name.partition("_")
-            dotted = f"{group}.{key}" if group in ("network", "sampler", "schedule") else name
-            raise ConfigError(f"{dotted}: must be at least {minimum}, got {value}")
+def _must(name: str, value: float, holds: bool, be: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name}: must be {be}, got {value}")
 
 
 class DivergedError(ReidError):
-    """A loss is not finite any more."""
+    """A loss or a weight is not finite any more."""
 
 
 def build_network(config: NetworkConfig, num_ids: int, *, load_weights: bool = True) -> Baseline:
@@ -225,11 +232,16 @@ def train_reid(
         DatasetError, ConfigError: the data cannot be trained on or evaluated, or not with these settings.
         OutputError, CheckpointError: `out` is not to be written, or not to be resumed.
         WeightsError: the trunk's weights cannot be had.
-        DivergedError: a loss is not finite.
+        DivergedError: a loss or a weight is not finite.
         Stopped: a signal or the time limit came; the state is saved.
     """
+    if data.unparsed:
+        logger.warning(
+            "%s: %d image names do not parse and are left out, such as %s; see reid-models check",
+            data.root, len(data.unparsed), data.unparsed[0].name,
+        )  # fmt: skip
     index = data.split("train_all")
-    _refuse_one_camera(index)
+    _refuse_poor_data(index)
     sampler = _make_sampler(config, index)
     can_evaluate = _can_evaluate(data)
     made_by: dict[str, Any] = {
@@ -243,15 +255,14 @@ def train_reid(
     }
     runtime.seed_everything(config.seed)
     # Before the folder is made: weights that cannot be had leave nothing behind.
-    network = build_network(config.network, index.num_ids, load_weights=not resume)
+    begins = not (resume and RunDir(Path(out), "reid", made_by).iterations())
+    network = build_network(config.network, index.num_ids, load_weights=begins)
     run = RunDir.create(out, config, kind="reid", made_by=made_by, resume=resume)
     checkpoint = run.resume_from() if resume else None
-    if resume and checkpoint is None:
-        load_trunk_weights(network.trunk, config.network.weights)
     if checkpoint is not None:
         network.load_state_dict(checkpoint.networks["reid"])
     runtime.prepare(network)
-    trainer = _Trainer(config, network, sampler, runtime)
+    trainer = _Trainer(config, network, sampler, runtime, index)
     if checkpoint is not None:
         trainer.restore(checkpoint)
     dataset = PersonDataset(index, config.image_hw, augmentation=config.augmentation, cache_mib=config.cache_mib)
@@ -259,6 +270,12 @@ def train_reid(
     def save() -> None:
         run.save(trainer.checkpoint(made_by))
         run.keep_last(config.keep_checkpoints)
+
+    def leave(reason: str) -> NoReturn:
+        save()
+        raise Stopped(
+            f"{reason}: saved iteration {trainer.iteration} in {run.path}; run it again to go on (train: with --resume)"
+        )
 
     def finish_epoch() -> None:
         """Evaluate and save where it is due; each at most once per iteration, also when a resumed run begins here."""
@@ -270,7 +287,14 @@ def train_reid(
             can_evaluate and (is_last or epoch % config.eval_every == 0) and trainer.evaluated_at < trainer.iteration
         )
         if evaluate:
-            trainer.evaluate(data, run, made_by)
+            try:
+                report = trainer.measure(data, run.path.name)
+            except Stopped as stopped:
+                leave(str(stopped))
+            except ReidError:  # such as a damaged picture in the gallery: the steps up to here are not lost by it
+                save()
+                raise
+            trainer.record(report, run, made_by)
         if (is_last or epoch % config.checkpoint_every == 0) and (
             evaluate or trainer.iteration not in run.iterations()
         ):
@@ -294,10 +318,7 @@ def train_reid(
                 if stop_at is not None and trainer.iteration >= stop_at:
                     reason = reason or f"asked to stop at iteration {stop_at}"
                 if reason and trainer.iteration < trainer.iterations:
-                    save()
-                    raise Stopped(
-                        f"{reason}: saved iteration {trainer.iteration} in {run.path}; continue with --resume"
-                    )
+                    leave(reason)
                 finish_epoch()
     finally:
         run.close()
@@ -307,8 +328,16 @@ def train_reid(
 class _Trainer:
     """The state of a training: network, optimizer, counters; and one step of it."""
 
-    def __init__(self, config: ReidTrainConfig, network: Baseline, sampler: BatchSampler, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        config: ReidTrainConfig,
+        network: Baseline,
+        sampler: BatchSampler,
+        runtime: Runtime,
+        index: DatasetIndex,
+    ) -> None:
         self.config, self.network, self.sampler, self.runtime = config, network.train(), sampler, runtime
+        self.index = index
         self.optimizer = make_optimizer(network, config.optim)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.iterations = config.schedule.epochs * sampler.iterations_per_epoch
@@ -331,7 +360,7 @@ class _Trainer:
         """One step of the optimizer.
 
         Raises:
-            DivergedError: a term is not finite; the network is as before the step.
+            DivergedError: a term is not finite; no weight has changed.
         """
         config, lr = self.config, self.lr
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
@@ -349,7 +378,7 @@ class _Trainer:
             total = total + config.loss.triplet * terms["triplet"]
         values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
         self.iteration += 1
-        self._refuse_nonfinite(values, lr)
+        self._refuse_nonfinite(values, lr, batch)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
@@ -374,26 +403,43 @@ class _Trainer:
         best = "" if self.best_map is None else f" mAP {self.best_map:.3f}"
         return f"{terms} lr {self._last['lr']:.1e} {self._images_per_s:.0f} images/s{best}"
 
-    def evaluate(self, data: DatasetIndex, run: RunDir, made_by: Mapping[str, Any]) -> None:
-        """Rank query against gallery, log it, and keep the network if it is the best so far."""
-        embedder = NetworkEmbedder(
+    def measure(self, data: DatasetIndex, name: str) -> RankReport:
+        """Rank query against gallery with the network as it is.
+
+        Raises:
+            Stopped: a signal came. The state is as before, so the evaluation starts over when the run goes on.
+        """
+        embedder = _UntilSignal(
             self.network,
-            name=f"reid:{run.path.name}@{self.iteration}",
+            name=f"reid:{name}@{self.iteration}",
             image_hw=self.config.image_hw,
             num_features=self.network.num_features,
             runtime=self.runtime,
         )
         report = rank(extract_features(embedder, data, num_workers=self.config.num_workers))
+        self._since_s = time.monotonic()
+        return report
+
+    def record(self, report: RankReport, run: RunDir, made_by: Mapping[str, Any]) -> None:
+        """Log an evaluation of the present network, and keep the network if it is the best so far."""
         run.log(self.iteration, {"eval_map_hits": report.map_hits, "eval_rank1": float(report.cmc[0])})
         logger.info("epoch %g: mAP %.4f", self.iteration / self.sampler.iterations_per_epoch, report.map_hits)
         self.evaluated_at = self.iteration
         if self.best_map is None or report.map_hits > self.best_map:
             self.best_map = float(report.map_hits)
             run.save(self.checkpoint(made_by), best=True)
-        self._since_s = time.monotonic()
 
     def checkpoint(self, made_by: Mapping[str, Any]) -> Checkpoint:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on.
+
+        Raises:
+            DivergedError: a weight is not finite; a checkpoint of it would be of no use.
+        """
+        for name, value in self.network.state_dict().items():
+            if not value.isfinite().all():
+                raise DivergedError(
+                    f"{name} is not finite after iteration {self.iteration}, so it is not saved; {_CALMER}"
+                )
         return Checkpoint(
             kind="reid",
             iteration=self.iteration,
@@ -420,13 +466,26 @@ class _Trainer:
         self.window = dict(checkpoint.progress["window"])
         self.window_steps = checkpoint.progress["window_steps"]
 
-    def _refuse_nonfinite(self, values: Mapping[str, float], lr: float) -> None:
+    def _refuse_nonfinite(self, values: Mapping[str, float], lr: float, batch: Batch) -> None:
         for name, value in values.items():
             if not math.isfinite(value):
+                files = ", ".join(self.index[row].path.name for row in batch.rows[:3].tolist())
                 raise DivergedError(
-                    f"loss {name} is {value} at iteration {self.iteration}, learning rate {lr:.3g}; "
-                    "lower optim.lr or lengthen schedule.warmup_epochs and start again"
+                    f"loss {name} is {value} at iteration {self.iteration}, learning rate {lr:.3g} "
+                    f"(batch with {files}, ...); {_CALMER}"
                 )
+
+
+_CALMER = "lower optim.lr or lengthen schedule.warmup_epochs in a new run; what was saved before is intact"
+
+
+class _UntilSignal(NetworkEmbedder):
+    """Embeds until a signal asks to stop: an evaluation may take longer than a batch system waits."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        if self.runtime.stop_signal is not None:
+            raise Stopped(self.runtime.stop_signal)
+        return super().embed(images)
 
 
 def make_optimizer(network: Baseline, config: OptimConfig) -> torch.optim.Optimizer:
@@ -466,12 +525,15 @@ def _make_sampler(config: ReidTrainConfig, index: DatasetIndex) -> BatchSampler:
     sampler = config.sampler
     if sampler.kind == "identity":
         return IdentitySampler(index.label_array, sampler.ids_per_batch, sampler.images_per_id, config.seed)
-    if index.num_ids < 2:
-        raise DatasetError(f"{index.root}: one identity in the training data; telling people apart needs at least 2")
     return ShuffledSampler(len(index), sampler.batch_size, config.seed)
 
 
-def _refuse_one_camera(index: DatasetIndex) -> None:
+def _refuse_poor_data(index: DatasetIndex) -> None:
+    if index.num_ids < 2:
+        raise DatasetError(
+            f"{index.root}: all {len(index)} training pictures are of one identity; telling people apart needs at "
+            "least 2; add pictures of others, or see reid-models check"
+        )
     cameras = np.unique(index.camids)
     if len(cameras) == 1 and cameras[0] != -1:
         raise DatasetError(
