@@ -64,7 +64,7 @@ class Road:
     fid_weights: Path | None = None
     """Inception's weight file; None takes it from the torch hub cache"""
     generate_count: int | None = None
-    grid: tuple[int, int] = (6, 6)
+    grid: tuple[int, int] = (3, 20)
     seed: int = 0
     device: str = "auto"
     max_hours: float | None = None
@@ -382,7 +382,7 @@ def _report(road: Road, stages: list[str]) -> str:
         lead=Picture(
             road.pictures / "swap.png",
             "Everybody in everybody's pose",
-            "Left: photographs that give the pose. Top: photographs that give the clothes. Inside: painted by DG-Net.",
+            "Left: pictures that give the pose. Top: pictures that give the clothes. Inside: painted by DG-Net.",
             row_axis="structure (pose)",
             column_axis="appearance (clothes)",
         ),

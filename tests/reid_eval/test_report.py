@@ -274,6 +274,13 @@ def test_the_axes_of_the_lead_picture_are_named(tmp_path):
     assert "appearance (clothes) structure (pose) Swaps. Made by run 7." in text
 
 
+@pytest.mark.parametrize(("width", "place"), [(16, "wide"), (6, "beside")])
+def test_a_wide_lead_picture_stands_above_the_numbers_and_a_tall_one_beside_them(tmp_path, width, place):
+    lead = Picture(picture(tmp_path / "swap.png", height=8, width=width), "Swaps")
+    written(tmp_path, [result("map_hits")], lead=lead)
+    assert f'<div class="first {place}"' in (tmp_path / "report.html").read_text()
+
+
 def test_the_same_report_gives_the_same_bytes(tmp_path):
     report = Report("T", "S", Picture(picture(tmp_path / "a.png"), "A"), group_metrics([result("map_hits")]))
     first, second = (write_report(tmp_path / name / "report.html", report) for name in "ab")

@@ -256,7 +256,7 @@ _MEANING = {
     "map_trapezoid": "Mean average precision, trapezoid form (the official Market-1501 evaluation).",
     "minp": "Mean inverse negative penalty: right images as a share of all images down to the last right one.",
     **{
-        f"rank{k}": f"Cumulative match: share of queries with a right image among the first {k}."
+        f"rank{k}": "Cumulative match, rank-k: share of queries with a right image among the first k."
         for k in REPORTED_RANKS
     },
 }
