@@ -1,5 +1,8 @@
 import json
 import os
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,8 @@ from PIL import Image
 
 from reid_models.cli import main
 from reid_models.data.check import PUBLISHED, check_dataset
+from reid_models.data.index import DatasetIndex, ImageRecord
+from reid_models.data.prepare import prepare_dataset
 from reid_models.data.synthetic import make_toy_dataset
 
 
@@ -44,6 +49,22 @@ def said(root: Path, words: str, **options) -> str:
     return found[0]
 
 
+def full_set(dataset: str, variant: int = 0) -> list[ImageRecord]:
+    """As many records as published in every split and camera, with Market's names, of pictures that are nowhere."""
+    records = []
+    for split, full in PUBLISHED[dataset][variant].items():
+        camids = [camid for camid, images in enumerate(full.cameras, start=1) for _ in range(images)]
+        for row, camid in enumerate(camids or [1] * full.images):
+            pid = row % full.ids
+            path = Path("nowhere", split, f"{pid:04d}_c{camid}s1_{row:06d}_01.jpg")
+            records.append(ImageRecord(path, pid, camid, split))
+    return records
+
+
+def check_records(records: list[ImageRecord], layout: str):
+    return check_dataset(DatasetIndex(Path("nowhere"), layout, tuple(records)))
+
+
 def test_a_sound_subset_has_nothing_but_a_note_on_its_size(tmp_path):
     write_images(tmp_path, *SOUND)
     assert list(findings(tmp_path, decode=True).values()) == ["note"]
@@ -62,11 +83,116 @@ def test_splits_and_cameras_are_counted_beside_the_published_numbers(tmp_path):
 
 
 def test_published_counts_are_those_of_the_datasets_own_lists():
-    sums = {layout: sum(images for images, _ in variants[0].values()) for layout, variants in PUBLISHED.items()}
+    sums = {layout: sum(full.images for full in variants[0].values()) for layout, variants in PUBLISHED.items()}
     assert sums["market1501"] == 36_036
     assert sums["msmt17"] == 126_441
     assert sums["dukemtmc"] == 36_411
     assert sums["occluded-duke"] == 35_489
+
+
+def test_the_published_cameras_of_a_split_sum_to_its_images():
+    splits = [(name, full) for name, variants in PUBLISHED.items() for counts in variants for full in counts.values()]
+    with_cameras = [(name, full) for name, full in splits if full.cameras]
+    assert {name for name, _ in with_cameras} == {"market1501", "occluded-duke", "msmt17", "cuhk03np"}
+    assert all(sum(full.cameras) == full.images for _, full in with_cameras)
+    assert {name: len(full.cameras) for name, full in with_cameras} == {
+        "market1501": 6, "occluded-duke": 8, "msmt17": 15, "cuhk03np": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dataset", "variant"),
+    [("market1501", 0), ("dukemtmc", 0), ("occluded-duke", 0), ("cuhk03np", 0), ("cuhk03np", 1)],
+)
+def test_a_full_set_is_said_to_be_all_as_published(dataset, variant):
+    check = check_records(full_set(dataset, variant), dataset)
+    text = check.to_text()
+    assert "all as published" in text
+    assert " / " not in text
+    assert not [finding for finding in check.findings if "published" in finding.what]
+
+
+def test_a_nearly_full_set_names_the_split_and_the_camera_where_images_are_missing():
+    records = full_set("market1501")
+    lost = [record for record in records if (record.split, record.camid) == ("train", 3)][:100]
+    check = check_records([record for record in records if record not in set(lost)], "market1501")
+    said = {finding.what: finding for finding in check.findings}
+    split = said["nearly the published full set, but train 12,836 instead of 12,936"]
+    camera = said["1 cameras hold another number of images than published"]
+    assert (split.severity, camera.severity) == ("warning", "warning")
+    assert camera.examples == ("train c3: 2,607 instead of 2,707",)
+    text = check.to_text()
+    assert "all as published" not in text
+    assert "found / published, where they differ" in text
+    assert re.search(r"^train +12,836 / 12,936 +751 +0 +0$", text, re.MULTILINE)
+    assert re.search(r"^c3 +2,607 / 2,707 +717 +3,803$", text, re.MULTILINE)
+
+
+def test_pictures_renamed_to_another_camera_are_found_though_their_number_is_right():
+    records = full_set("market1501")
+    records[0] = replace(records[0], camid=2)
+    check = check_records(records, "market1501")
+    cameras = [finding.examples for finding in check.findings if "cameras hold another number" in finding.what]
+    assert cameras == [("train c1: 2,016 instead of 2,017", "train c2: 1,710 instead of 1,709")]
+    assert not [finding for finding in check.findings if "nearly" in finding.what]
+
+
+def test_a_part_is_noted_and_a_split_that_is_not_there_counts_as_none_of_its_images():
+    check = check_records([record for record in full_set("market1501") if record.split != "query"], "market1501")
+    severity = {finding.what: finding.severity for finding in check.findings}
+    assert severity["not the published full set: query 0 instead of 3,368"] == "note"
+    text = check.to_text()
+    assert "all as published" not in text
+    assert re.search(r"^query +0 / 3,368 +0 / 750 ", text, re.MULTILINE)
+
+
+def test_cameras_without_any_picture_share_a_line(tmp_path):
+    write_images(tmp_path, *SOUND)
+    assert "no image of c3, c4, c5, c6\n" in check_dataset(tmp_path).to_text()
+
+
+def test_a_dataset_without_published_counts_is_compared_with_none(tmp_path):
+    text = check_dataset(write_images(tmp_path, "anna/1.jpg", "anna/2.jpg", "bert/1.jpg", "bert/2.jpg")).to_text()
+    assert "published" not in text
+    assert re.search(r"^unknown +4$", text, re.MULTILINE)
+
+
+def test_a_full_prepared_market_has_one_picture_of_each_identity_held_out():
+    met = set()
+    records = []
+    for record in full_set("market1501"):
+        is_first = record.split == "train" and record.pid not in met
+        met |= {record.pid} if is_first else set()
+        records.append(replace(record, split="val") if is_first else record)
+    check = check_records(records, "prepared")
+    counts = {split.split: (split.images, split.expected_images) for split in check.splits}
+    assert (counts["train"], counts["val"]) == ((12_185, 12_185), (751, 751))
+    assert "nowhere: prepared (market1501)" in check.to_text()
+    assert "all as published" in check.to_text()
+
+
+@pytest.mark.parametrize("layout", ["market1501", "dukemtmc", "msmt17", "cuhk03np"])
+def test_a_prepared_folder_is_known_by_its_names(tmp_path, layout):
+    raw = make_toy_dataset(tmp_path / "raw", ids=4, cameras=2, per_camera=2, layout=layout, image_hw=(32, 16))
+    check = check_dataset(prepare_dataset(raw / "labeled" if layout == "cuhk03np" else raw, tmp_path / "data"))
+    assert (check.layout, check.dataset) == ("prepared", layout)
+    assert not [finding.what for finding in check.findings if "training and test" in finding.what]
+    if layout == "msmt17":
+        assert {split.distractors for split in check.splits} == {0}  # its 0000 is a person like any other
+
+
+def test_prepared_occluded_duke_and_viper_are_known_by_their_names(tmp_path):
+    duke = write_images(tmp_path / "duke", "bounding_box_train/0001_c2_f0046182.jpg", "query/0005_c8_f0046985.jpg",
+                        "bounding_box_test/0005_c8_f0046985.jpg")  # fmt: skip
+    viper = write_images(tmp_path / "viper", *(f"cam_{side}/{pid:03d}_90.bmp" for pid in range(1, 5) for side in "ab"))
+    assert check_dataset(prepare_dataset(duke, tmp_path / "1")).dataset == "occluded-duke"
+    assert check_dataset(prepare_dataset(viper, tmp_path / "2")).dataset == "viper"
+
+
+def test_a_prepared_folder_of_other_names_is_compared_with_nothing(tmp_path):
+    check = check_dataset(write_images(tmp_path, "train_all/1/a.jpg", "train_all/2/b.jpg", "gallery/3/c.jpg"))
+    assert check.dataset == "prepared"
+    assert {split.expected_images for split in check.splits} == {None}
 
 
 def test_names_that_do_not_parse_are_listed(tmp_path):
@@ -91,6 +217,16 @@ def test_identities_with_one_image_or_one_camera_are_said(tmp_path):
     write_images(train, "0008_c1s1_000009_01.jpg", "0009_c1s1_000010_01.jpg", "0009_c1s1_000011_01.jpg")
     assert said(tmp_path, "1 training identities have one image") == "warning"
     assert said(tmp_path, "1 training identities are seen by one camera") == "note"
+
+
+def test_junk_in_training_is_said(tmp_path):
+    write_images(tmp_path, *SOUND, "bounding_box_train/-1_c1s1_000020_01.jpg")
+    assert said(tmp_path, "1 training images are junk") == "warning"
+
+
+def test_a_camera_the_dataset_does_not_have_is_said(tmp_path):
+    write_images(tmp_path, *SOUND, "bounding_box_train/0002_c7s1_000020_01.jpg")
+    assert said(tmp_path, "camera 7 in a dataset of 6 cameras") == "warning"
 
 
 def test_an_identity_in_training_and_test_is_said(tmp_path):
@@ -152,6 +288,33 @@ def test_queries_that_lie_in_the_gallery_belong_to_occluded_duke(tmp_path):
     assert not [what for what in findings(tmp_path) if "byte-identical" in what]
 
 
+def test_what_lies_under_a_pictures_name_and_cannot_be_opened_is_an_error(tmp_path):
+    write_images(tmp_path, *SOUND)
+    for name in ("0002_c3s1_000030_01.jpg", "0002_c4s1_000031_01.jpg"):  # folders: one size, so they are compared
+        (tmp_path / "bounding_box_train" / name).mkdir()
+    assert said(tmp_path, "2 images cannot be read") == "error"
+
+
+def test_links_whose_pictures_have_moved_are_told_from_files_that_are_not_there(tmp_path):
+    raw = write_images(tmp_path / "raw", *SOUND)
+    index = prepare_dataset(raw, tmp_path / "data")
+    raw.rename(tmp_path / "moved")
+    check = check_dataset(tmp_path / "data")
+    (finding,) = [finding for finding in check.findings if "links lead nowhere" in finding.what]
+    assert (finding.severity, finding.what.split()[0]) == ("error", str(len(index)))
+    assert finding.examples[0].startswith("train_all/0002/0002_c2s1_000002_01.jpg -> ..")
+    assert not [finding for finding in check.findings if "not there" in finding.what]
+    assert CliRunner().invoke(main, ["check", str(tmp_path / "data")]).exit_code == 1
+
+
+def test_veri_queries_may_lie_in_its_gallery(tmp_path):
+    write_images(tmp_path, "image_train/0001_c001_00016450_0.jpg", "image_train/0002_c001_00016450_0.jpg",
+                 "image_query/0003_c002_00016450_0.jpg", "image_test/0003_c005_00016450_0.jpg")  # fmt: skip
+    shutil.copy(tmp_path / "image_query/0003_c002_00016450_0.jpg", tmp_path / "image_test")
+    assert said(tmp_path, "1 query images lie in the gallery too") == "note"
+    assert not [what for what in findings(tmp_path) if "byte-identical" in what]
+
+
 def test_a_listed_file_that_is_not_there_is_an_error(tmp_path):
     (tmp_path / "people.csv").write_text("path,pid,camid,split\nx.jpg,1,1,train\ny.jpg,2,2,train\n")
     assert said(tmp_path / "people.csv", "2 listed files are not there") == "error"
@@ -178,7 +341,11 @@ def test_json_holds_the_same(tmp_path):
     write_images(tmp_path, *SOUND)
     values = json.loads(CliRunner().invoke(main, ["check", str(tmp_path), "--json"]).stdout)
     assert values["layout"] == "market1501"
+    assert values["dataset"] == "market1501"
     assert values["can_train"] is True
+    by_name = {split["split"]: split for split in values["splits"]}
+    assert by_name["train"]["cameras"] == {"1": 2, "2": 2}
+    assert by_name["query"]["expected_cameras"] == {"1": 668, "2": 530, "3": 717, "4": 248, "5": 622, "6": 583}
 
 
 @pytest.mark.realdata

@@ -1,3 +1,5 @@
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,8 +51,10 @@ def test_a_published_name_gives_identity_and_whole_camera_number(name, pid, cami
 
 
 @pytest.mark.parametrize(
-    "name", ["notes.jpg", "c1_0002.jpg", "0002.jpg", "0002_c_1.jpg", "x0002_c1s1_1_1.jpg", "٣_c1.jpg"]
-)
+        "name",
+    ["notes.jpg", "c1_0002.jpg", "0002.jpg", "0002_c_1.jpg", "x0002_c1s1_1_1.jpg", "٣_c1.jpg", "-2020_c1.jpg",
+     "99999999999999999999_c1s1_1_1.jpg", "1_c99999999999999999999.jpg"],
+)  # fmt: skip
 def test_a_name_that_does_not_parse_is_not_guessed(name):
     assert parse_name(name) is None
 
@@ -75,6 +79,54 @@ def test_hidden_files_and_thumbnails_are_no_images(tmp_path):
     index = DatasetIndex.open(tmp_path)
     assert len(index) == len(MARKET)
     assert index.unparsed == ()
+
+
+JUNK = ("Thumbs.db", ".DS_Store", "._{}", "{}.txt")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("image_train/0001_c001_00016450_0.jpg", "image_test/0002_c010_00016450_0.jpg"),
+        ("cam_a/001_0.bmp", "cam_b/001_90.bmp"),
+        ("train_all/0002/0002_c1s1_000451_03.jpg", "gallery/0003/0003_c1s1_000451_03.jpg"),
+        ("anna/holiday.jpg", "bert/x.png"),
+    ],
+    ids=["veri776", "viper", "prepared", "folders"],
+)
+def test_what_windows_and_macos_leave_among_pictures_is_no_image_in_any_layout(tmp_path, names):
+    write_images(tmp_path, *names)
+    before = DatasetIndex.open(tmp_path)
+    for name in (tmp_path / name for name in names):
+        for junk in JUNK:
+            (name.parent / junk.format(name.name)).write_bytes(b"x")
+    write_images(tmp_path, "__MACOSX/._holiday.jpg", ".Trash/0002_c1s1_000451_03.jpg")
+    assert DatasetIndex.open(tmp_path) == before
+    assert before.unparsed == ()
+
+
+def test_pictures_may_be_of_any_format_and_their_suffix_in_capitals(tmp_path):
+    names = [
+        f"bounding_box_train/000{pid}_c1_1{suffix}" for pid, suffix in enumerate((".png", ".bmp", ".JPG", ".jpeg"))
+    ]
+    assert len(DatasetIndex.open(write_images(tmp_path, *names))) == 4
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        MARKET,
+        tuple(f"cam_{side}/{pid:03d}_90.bmp" for pid in range(1, 9) for side in "ab"),
+        ("anna/2.jpg", "anna/1.jpg", "bert/1.jpg", "zoe/1.jpg"),
+        ("train_all/0002/a.jpg", "train_all/0002/b.jpg", "train_all/0001/c.jpg", "gallery/3/d.jpg"),
+    ],
+    ids=["market1501", "viper", "folders", "prepared"],
+)
+def test_the_order_in_which_a_file_system_lists_does_not_matter(tmp_path, monkeypatch, names):
+    index = DatasetIndex.open(write_images(tmp_path, *names))
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: reversed(list(scandir(folder))))
+    assert DatasetIndex.open(tmp_path) == index
 
 
 def test_files_that_do_not_parse_are_listed(tmp_path):
@@ -112,6 +164,56 @@ def test_msmt17_reads_its_lists_and_keeps_two_digit_cameras(tmp_path, train, tes
     assert people(index) == [("train", 0, 1), ("val", 0, 15), ("query", 0, 10), ("gallery", 0, 2)]
     assert all(record.path.is_file() for record in index)
     assert len(index.split("train_all")) == 2
+
+
+def small_msmt17(root: Path, line: str) -> Path:
+    write_images(root, "train/0000/0000_000_01_0303morning_0008_0.jpg", "test/0000/0000_000_10_0114noon_0009_12.jpg")
+    (root / "list_train.txt").write_text(f"0000/0000_000_01_0303morning_0008_0.jpg 0\n\n{line}\n", encoding="utf-8")
+    (root / "list_query.txt").write_text("0000\\0000_000_10_0114noon_0009_12.jpg 0\r\n")
+    return root
+
+
+def test_msmt17_lists_may_be_written_on_windows(tmp_path):
+    index = DatasetIndex.open(small_msmt17(tmp_path, ""))
+    assert people(index) == [("train", 0, 1), ("query", 0, 10)]
+    assert all(record.path.is_file() for record in index)
+
+
+@pytest.mark.parametrize(
+    "columns", ["", " 0 1", " zero", " -1", " ²", " 99999999999999999999"],
+    ids=["no-pid", "three", "text", "negative", "superscript", "too-large"],
+)  # fmt: skip
+def test_an_msmt17_line_of_wrong_columns_is_listed(tmp_path, columns):
+    name = "0001_000_02_0303morning_0008_0.jpg"
+    index = DatasetIndex.open(small_msmt17(tmp_path, f"0001/{name}{columns}"))
+    assert people(index) == [("train", 0, 1), ("query", 0, 10)]
+    assert [path.name for path in index.unparsed] == [name]
+
+
+def test_two_releases_of_msmt17_in_one_folder_are_refused(tmp_path):
+    write_images(small_msmt17(tmp_path, ""), "mask_train_v2/0000/0000_000_01_0303morning_0008_0.jpg")
+    with pytest.raises(DatasetError, match="holds train of V1 and mask_train_v2 of V2; expected one release"):
+        DatasetIndex.open(tmp_path)
+
+
+def test_msmt17_lists_without_their_pictures_say_which_folder_is_missing(tmp_path):
+    shutil.rmtree(small_msmt17(tmp_path, "") / "test")
+    with pytest.raises(DatasetError, match="has lists but no folder test or mask_test_v2; unpack"):
+        DatasetIndex.open(tmp_path)
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("mask_train_v2", "mask_test_v2")], ids=["V1", "V2"])
+def test_msmt17_without_its_lists_is_told_what_is_missing(tmp_path, folders):
+    write_images(tmp_path, *(f"{folder}/0000/0000_000_01_0303morning_0008_0.jpg" for folder in folders))
+    with pytest.raises(DatasetError, match=r"looks like MSMT17 without list_train\.txt; unpack its four lists"):
+        DatasetIndex.open(tmp_path)
+
+
+def test_cuhk03_as_its_authors_pack_it_is_refused_with_advice(tmp_path):
+    write_images(tmp_path, "images_labeled/1_001_1_01.png", "images_detected/1_001_1_01.png")
+    (tmp_path / "cuhk-03.mat").write_bytes(b"x")
+    with pytest.raises(DatasetError, match=r"as its authors pack it \(cuhk-03\.mat, .*\), without a split.*CUHK03-NP"):
+        DatasetIndex.open(tmp_path)
 
 
 def test_cuhk03_asks_which_half_when_there_are_two(tmp_path):
@@ -161,6 +263,38 @@ def test_a_prepared_folder_of_another_tool_may_have_train_all_alone(tmp_path):
     assert people(index) == [("train", 12, 3)]
 
 
+@pytest.mark.parametrize("folders", [("train", "val"), ("query",), ("train", "val", "query")])
+def test_a_split_with_a_folder_per_person_is_a_prepared_one(tmp_path, folders):
+    index = DatasetIndex.open(write_images(tmp_path, *(f"{name}/0002/0002_c1s1_000451_03.jpg" for name in folders)))
+    assert (index.layout, index.splits) == ("prepared", folders)
+
+
+def test_people_without_numbers_have_one_number_in_all_splits(tmp_path):
+    index = DatasetIndex.open(write_images(tmp_path, "train_all/cora/1.jpg", "query/bert/1.jpg", "gallery/anna/1.jpg",
+                                           "gallery/bert/2.jpg"))  # fmt: skip
+    assert people(index) == [("train", 3, -1), ("query", 2, -1), ("gallery", 1, -1), ("gallery", 2, -1)]
+
+
+def test_where_some_folders_are_numbered_the_others_are_nobody(tmp_path):
+    index = DatasetIndex.open(write_images(tmp_path, "0003/a.jpg", "0007/b.jpg", "todo/c.jpg"))
+    assert people(index) == [("train", 3, -1), ("train", 7, -1)]
+    assert [path.name for path in index.unparsed] == ["c.jpg"]
+
+
+@pytest.mark.parametrize("other", ["1", "v0001"])
+def test_two_spellings_of_one_number_are_refused(tmp_path, other):
+    write_images(tmp_path, "train_all/0001/a.jpg", f"train_all/{other}/b.jpg", "gallery/1/c.jpg")
+    with pytest.raises(DatasetError, match=r"the same number as .*; expected one folder per person, rename one"):
+        DatasetIndex.open(tmp_path)
+
+
+def test_a_folder_of_several_peoples_pictures_is_no_persons_folder(tmp_path):
+    write_images(tmp_path, "photos/0002_c1s1_000451_03.jpg", "photos/0007_c1s1_000451_03.jpg")
+    with pytest.raises(DatasetError, match="photos holds images of several people; if it is one person, say --layout"):
+        DatasetIndex.open(tmp_path)
+    assert people(DatasetIndex.open(tmp_path, "folders")) == [("train", 1, 1), ("train", 1, 1)]
+
+
 def test_a_plain_folder_per_person_has_unknown_cameras(tmp_path):
     index = DatasetIndex.open(write_images(tmp_path, "anna/holiday.jpg", "bert/0002_c3_1.jpg", "bert/x.png"))
     assert index.layout == "folders"
@@ -175,6 +309,15 @@ def test_a_table_is_read_relative_to_itself(tmp_path):
     assert all(record.path.is_file() for record in index)
 
 
+def test_a_table_may_be_written_by_a_spreadsheet_on_windows(tmp_path):
+    write_images(tmp_path, "a/x.jpg", "a/y, 2.jpg")
+    text = 'note,path,pid,camid,split\r\n,a\\x.jpg,4,1,train\r\nold,"a\\y, 2.jpg",5,-1,train\r\n\r\n'
+    (tmp_path / "People.CSV").write_bytes(b"\xef\xbb\xbf" + text.encode())  # a byte order mark
+    index = DatasetIndex.open(tmp_path / "People.CSV")
+    assert people(index) == [("train", 4, 1), ("train", 5, -1)]
+    assert all(record.path.is_file() for record in index)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -182,10 +325,19 @@ def test_a_table_is_read_relative_to_itself(tmp_path):
         ("path,pid,camid,split\nx.jpg,one,1,train\n", "line 2: pid 'one'"),
         ("path,pid,camid,split\nx.jpg,1,1,trainn\n", "line 2: split 'trainn'"),
         ("path,pid,camid,split\n", "no rows"),
+        ("", "no column camid, path, pid, split"),
+        ("path,pid,camid,split\nx.jpg,1,1\n", "line 2: too few values"),
+        ("path,pid,camid,split\nx.jpg,1,1,train\na,b.jpg,1,1,train\n", "line 3: too many values"),
+        ("path,pid,camid,split\n ,1,1,train\n", "line 2: no path"),
+        ("path,pid,camid,split\nx.jpg,-2,1,train\n", "line 2: pid -2, camid 1; expected numbers from 0, or -1"),
+        ("path,pid,camid,split\nx.jpg,99999999999999999999,1,train\n", "line 2: pid 99999999999999999999"),
+        ('path,pid,camid,split\n"x.jpg,1,1,train\n', "line 2: unexpected end of data"),
+        ("path,pid,camid,split\nJosé.jpg,1,1,train\n".encode("latin-1"), r"no text in UTF-8 \(byte 24\); save it"),
+        ("path,pid,camid,split\n".encode("utf-16-le"), "holds a zero byte"),
     ],
 )
 def test_a_bad_table_names_the_line(tmp_path, text, message):
-    (tmp_path / "people.csv").write_text(text)
+    (tmp_path / "people.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DatasetError, match=message):
         DatasetIndex.open(tmp_path / "people.csv")
 
@@ -203,6 +355,19 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_the_parent_of_a_dataset_suggests_its_child(tmp_path):
     write_images(tmp_path / "Market-1501-v15.09.15", *MARKET)
     with pytest.raises(DatasetError, match=r"did you mean .*Market-1501-v15\.09\.15\?"):
+        DatasetIndex.open(tmp_path)
+
+
+def test_a_dataset_two_folders_below_is_suggested_too(tmp_path):
+    write_images(tmp_path / "market1501" / "Market-1501-v15.09.15", *MARKET)
+    with pytest.raises(DatasetError, match=r"there is one below; did you mean .*market1501.Market-1501-v15\.09\.15\?"):
+        DatasetIndex.open(tmp_path)
+
+
+def test_several_datasets_below_are_all_suggested(tmp_path):
+    for name in ("Market", "msmt17", "toy"):
+        write_images(tmp_path / name, *MARKET)
+    with pytest.raises(DatasetError, match=r"there are 3 below; did you mean .*Market or .*msmt17 or .*toy\?"):
         DatasetIndex.open(tmp_path)
 
 

@@ -1,4 +1,13 @@
+import errno
+import itertools
+import json
 import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +74,189 @@ def test_a_second_run_changes_nothing_and_adds_what_is_missing(toy_root, tmp_pat
     assert snapshot(out).keys() == before.keys()
 
 
+def command(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def write_files(root: Path, *names: str) -> Path:
+    """Files under pictures' names. Nobody looks into them here."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+def fail_after(monkeypatch, method: str, calls: int):
+    """Let a method of Path meet a full disk after so many calls."""
+    original, counter = getattr(Path, method), itertools.count()
+
+    def until_full(path, *arguments):
+        if next(counter) >= calls:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return original(path, *arguments)
+
+    monkeypatch.setattr(Path, method, until_full)
+
+
+def finish_as_told(out: Path) -> DatasetIndex:
+    """Read the command in the refusal to open `out`, and run it."""
+    with pytest.raises(DatasetError, match="its preparation was cut short; finish it with 'reid-models ") as refusal:
+        DatasetIndex.open(out)
+    told = str(refusal.value).split("'")[1]
+    result = command(*told.split()[1:])
+    assert result.exit_code == 0, result.output
+    return DatasetIndex.open(out)
+
+
+def test_a_preparation_that_was_cut_short_is_not_opened_and_says_how_to_finish_it(toy_root, tmp_path, monkeypatch):
+    out = tmp_path / "data"
+    with monkeypatch.context() as patch:
+        fail_after(patch, "symlink_to", 20)
+        with pytest.raises(OutputError):
+            prepare_dataset(toy_root, out)
+    assert json.loads((out / "index.json").read_text())["complete"] is False
+    assert command("check", out).output.startswith(f"error: {out}: its preparation was cut short")
+    finished = finish_as_told(out)
+    assert json.loads((out / "index.json").read_text())["complete"] is True
+    assert len(finished) == len(DatasetIndex.open(toy_root))
+
+
+def test_a_table_whose_preparation_was_cut_short_is_named_itself(tmp_path, monkeypatch):
+    write_files(tmp_path, "a/x.jpg", "a/y.jpg")
+    (tmp_path / "people.csv").write_text("path,pid,camid,split\na/x.jpg,1,1,train\na/y.jpg,2,2,gallery\n")
+    with monkeypatch.context() as patch:
+        fail_after(patch, "symlink_to", 1)
+        with pytest.raises(OutputError):
+            prepare_dataset(tmp_path / "people.csv", tmp_path / "data")
+    assert len(finish_as_told(tmp_path / "data")) == 2
+
+
+def test_copying_that_is_killed_is_finished_by_the_command_it_names(tmp_path):
+    raw = write_files(tmp_path / "raw", *(f"bounding_box_train/{pid:04d}_c1s1_1_1.jpg" for pid in range(400)))
+    out = tmp_path / "data"
+    code = f"from reid_models.data.prepare import *; prepare_dataset({str(raw)!r}, {str(out)!r}, copy=True)"
+    run = subprocess.Popen([sys.executable, "-c", code])
+    while len(list(out.glob("*/*/*.jpg"))) < 5 and run.poll() is None:
+        time.sleep(0.005)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    index = finish_as_told(out)
+    assert len(index) == 400
+    assert not any(record.path.is_symlink() for record in index)
+    assert all((raw / "bounding_box_train" / path.name).read_bytes() == path.read_bytes() for path in index.paths)
+
+
+def test_a_disk_that_fills_while_copying_is_one_line_and_loses_nothing(toy_root, tmp_path, monkeypatch):
+    out = tmp_path / "data"
+    before = snapshot(toy_root)
+    with monkeypatch.context() as patch:
+        fail_after(patch, "write_bytes", 10)
+        result = command("prepare", "--raw", toy_root, "--out", out, "--copy")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert re.fullmatch(r"error: .*could not be written \(No space left on device\).*\n", result.stderr)
+    copied = [path for path in out.rglob("*") if path.is_file() and path.name != "index.json"]
+    assert len(copied) == 10
+    assert all(path.read_bytes() == next(toy_root.glob(f"*/{path.name}")).read_bytes() for path in copied)
+    assert snapshot(toy_root) == before
+    assert len(finish_as_told(out)) == len(DatasetIndex.open(toy_root))
+
+
+def test_a_picture_that_cannot_be_copied_is_named_itself(toy_root, tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    result = command("prepare", "--raw", toy_root, "--out", tmp_path / "data", "--copy")
+    assert result.exit_code == 1
+    assert re.fullmatch(rf"error: {re.escape(str(toy_root))}/\S+\.jpg: permission denied\n", result.stderr)
+
+
+def test_links_whose_raw_pictures_have_moved_are_mended(toy_root, tmp_path):
+    raw, moved, out = tmp_path / "raw", tmp_path / "deep" / "moved", tmp_path / "data"
+    shutil.copytree(toy_root, raw)
+    before = prepare_dataset(raw, out)
+    moved.parent.mkdir()
+    raw.rename(moved)
+    assert not any(path.exists() for path in before.paths)
+    after = prepare_dataset(moved, out)
+    assert after.records == before.records
+    assert all(path.resolve().is_relative_to(moved) for path in after.paths)
+    assert json.loads((out / "index.json").read_text())["raw"] == str(moved)
+    assert not list(out.rglob(".*"))
+
+
+def test_links_become_copies_when_those_are_asked_for(toy_root, tmp_path):
+    prepare_dataset(toy_root, tmp_path / "data")
+    index = prepare_dataset(toy_root, tmp_path / "data", copy=True)
+    files = list((tmp_path / "data").rglob("*.jpg"))
+    assert len(files) > len(index)  # train_all holds those of train and val once more
+    assert not any(path.is_symlink() for path in files)
+    assert all(path.read_bytes() == next(toy_root.glob(f"*/{path.name}")).read_bytes() for path in files)
+
+
+def test_listed_pictures_that_are_not_there_are_refused_before_anything_is_written(tmp_path):
+    write_files(tmp_path, "x.jpg")
+    (tmp_path / "people.csv").write_text("path,pid,camid,split\nx.jpg,1,1,train\ny.jpg,2,2,train\n")
+    with pytest.raises(DatasetError, match=r"1 of 2 pictures are not there, e\.g\. .*y\.jpg; restore them or correct"):
+        prepare_dataset(tmp_path / "people.csv", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_pictures_of_one_name_are_refused_before_anything_is_written(tmp_path):
+    write_files(tmp_path, "a/x.jpg", "b/x.jpg")
+    (tmp_path / "people.csv").write_text("path,pid,camid,split\na/x.jpg,1,1,train\nb/x.jpg,1,1,train\n")
+    with pytest.raises(DatasetError, match="two pictures of one name"):
+        prepare_dataset(tmp_path / "people.csv", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("inside", ["gallery", "train_all", "query/prepared", "bounding_box_train/prepared"])
+def test_a_place_that_would_change_what_the_raw_folder_is_is_refused(toy_root, tmp_path, inside):
+    raw = Path(shutil.copytree(toy_root, tmp_path / "raw"))
+    with pytest.raises(
+        DatasetError, match=f"lies in .*{inside.split('/')[0]} of the raw dataset; choose another --out"
+    ):
+        prepare_dataset(raw, raw / inside)
+    assert snapshot(raw).keys() == snapshot(toy_root).keys()
+
+
+def test_another_place_in_the_raw_folder_leaves_it_what_it_is(toy_root, tmp_path):
+    raw = Path(shutil.copytree(toy_root, tmp_path / "raw"))
+    prepare_dataset(raw, raw / "pytorch")
+    assert DatasetIndex.open(raw).layout == "market1501"
+    assert DatasetIndex.open(raw).fingerprint == DatasetIndex.open(toy_root).fingerprint
+
+
+def test_viper_gets_person_and_camera_in_front_of_its_names(tmp_path):
+    raw = write_files(tmp_path / "raw", *(f"cam_{side}/{pid:03d}_90.bmp" for pid in (1, 2, 4, 9) for side in "ab"))
+    prepared = prepare_dataset(raw, tmp_path / "data")
+    assert (tmp_path / "data/train_all").is_dir()
+    names = {(record.path.name, record.pid, record.camid) for record in prepared}
+    assert names == {(f"{pid:04d}_c{camid}_{pid:03d}_90.bmp", pid, camid) for pid in (1, 2, 4, 9) for camid in (1, 2)}
+    assert prepared.split("query").camids.tolist() == [1, 1]
+
+
+def test_a_table_decides_the_camera_whatever_a_name_says(tmp_path):
+    write_files(tmp_path, "x.jpg", "0007_c5s1_1_1.jpg", "0008_c2s1_1_1.jpg", "y.jpg")
+    (tmp_path / "people.csv").write_text(
+        "path,pid,camid,split\nx.jpg,4,2,train\n0007_c5s1_1_1.jpg,7,3,train\n0008_c2s1_1_1.jpg,8,2,train\n"
+        "y.jpg,-1,12,gallery\n"
+    )
+    prepared = prepare_dataset(tmp_path / "people.csv", tmp_path / "data")
+    assert contents(prepared, "train_all") == {
+        ("0004_c2_x.jpg", 4, 2), ("0007_c3_0007_c5s1_1_1.jpg", 7, 3), ("0008_c2s1_1_1.jpg", 8, 2),
+    }  # fmt: skip
+    assert contents(prepared, "gallery") == {("-1_c12_y.jpg", -1, 12)}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"version": 1}', '{"format": 2, "index_fingerprint": ""}'])
+def test_a_foreign_or_damaged_index_file_is_refused_and_kept(toy_root, tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(OutputError, match="choose another --out"):
+        prepare_dataset(toy_root, tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("index.json", text)]
+
+
 def test_the_raw_dataset_is_left_as_it_was(toy_root, tmp_path):
     before = snapshot(toy_root)
     prepare_dataset(toy_root, tmp_path / "data", copy=True)
@@ -110,6 +302,11 @@ def test_the_command_counts_what_it_prepared(toy_root, tmp_path):
     result = CliRunner().invoke(main, ["prepare", "--raw", str(toy_root), "--out", str(tmp_path / "data")])
     assert result.exit_code == 0
     assert "train_all" in result.stdout
+    as_json = command("prepare", "--raw", toy_root, "--out", tmp_path / "data", "--json")
+    values = json.loads(as_json.stdout)
+    assert values["out"] == str(tmp_path / "data")
+    assert values["splits"]["train_all"] == {"images": 24, "ids": 4}
+    assert values["splits"]["val"] == {"images": 4, "ids": 4}
     failed = CliRunner().invoke(main, ["prepare", "--raw", str(tmp_path), "--out", str(tmp_path / "x")])
     assert failed.exit_code == 1
     assert failed.output.startswith("error: ")

@@ -69,6 +69,24 @@ def test_one_identity_is_refused():
         IdentitySampler([3, 3, 3], 1, 2, seed=0)
 
 
+def test_several_pictures_of_a_person_are_refused_where_everybody_has_one():
+    with pytest.raises(DatasetError, match=r"images_per_id is 2, but every identity .* one picture.*kind=shuffled"):
+        IdentitySampler(np.arange(5), 2, 2, seed=0)
+    assert len(IdentitySampler(np.arange(5), 2, 1, seed=0).batch(0)) == 2
+
+
+@pytest.mark.parametrize(("people", "pictures"), [(0, 2), (2, 0), (-1, -1)])
+def test_a_batch_of_nobody_is_refused(people, pictures):
+    with pytest.raises(ValueError, match=f"at least 1 identity with 1 picture, got {people} x {pictures}"):
+        IdentitySampler(LABELS, people, pictures, seed=0)
+
+
+@pytest.mark.parametrize("batch_size", [0, -4])
+def test_a_shuffled_batch_without_pictures_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+        ShuffledSampler(31, batch_size, seed=0)
+
+
 def test_shuffled_batches_hold_every_picture_at_most_once_per_epoch():
     sampler = ShuffledSampler(31, 4, seed=0)
     assert sampler.iterations_per_epoch == 7

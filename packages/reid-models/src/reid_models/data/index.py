@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
+import itertools
+import json
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +37,7 @@ SPLITS = ("train", "val", "query", "gallery", "multi-query")
 LAYOUTS = (
     "market1501", "dukemtmc", "occluded-duke", "msmt17", "cuhk03np", "veri776", "viper", "prepared", "folders", "csv",
 )  # fmt: skip
+PREPARED_FILE = "index.json"
 
 
 class DatasetError(ReidError):
@@ -57,18 +61,25 @@ class FileIdentity(NamedTuple):
     camid: int
 
 
-_CAMERA_NAME = re.compile(r"(-?\d+)_c(\d+)(?:s\d+)?(?:_.*)?\.\w+", re.ASCII)
+# Numbers of up to 18 digits, which 64 bits hold.
+_CAMERA_NAME = re.compile(r"(-1|\d{1,18})_c(\d{1,18})(?:s\d+)?(?:_.*)?\.\w+", re.ASCII)
 _MSMT_NAME = re.compile(r"(\d{4})_\d+_(\d{2})_\d{4}(?:morning|noon|afternoon)_\d+_\d+(?:_ex)?\.\w+", re.ASCII)
-_VIPER_NAME = re.compile(r"(\d+)_\d+\.\w+", re.ASCII)
+_VIPER_NAME = re.compile(r"(\d{1,18})_\d+\.\w+", re.ASCII)
+_PREPARED_VIPER_NAME = re.compile(r"c([ab])_(\d{1,18})_\d+\.\w+", re.ASCII)
+_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 
 
 def parse_name(name: str) -> FileIdentity | None:
     """Identity and camera of a file name of Market-1501, DukeMTMC-reID, CUHK03-NP, VeRi-776 or MSMT17; None for others.
 
-    Takes the name alone, never a path, and all digits of the camera.
+    Takes the name alone, never a path, and all digits of the camera. VIPeR's own names hold no camera; prepared ones
+    (`ca_001_45.bmp`, `cb_...`) do.
     """
-    match = _CAMERA_NAME.fullmatch(name) or _MSMT_NAME.fullmatch(name)
-    return FileIdentity(int(match.group(1)), int(match.group(2))) if match else None
+    if match := _CAMERA_NAME.fullmatch(name) or _MSMT_NAME.fullmatch(name):
+        return FileIdentity(int(match.group(1)), int(match.group(2)))
+    if match := _PREPARED_VIPER_NAME.fullmatch(name):
+        return FileIdentity(int(match.group(2)), "ab".index(match.group(1)) + 1)
+    return None
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ class DatasetIndex:
     def fingerprint(self) -> str:
         """A hash of relative names, identities, cameras and splits: equal wherever the folder lies."""
         return fingerprint(
-            f"{os.path.relpath(record.path, self.root)}|{record.pid}|{record.camid}|{record.split}"
+            f"{os.path.relpath(record.path, self.root).replace(os.sep, '/')}|{record.pid}|{record.camid}|{record.split}"
             for record in self.records
         )
 
@@ -161,7 +172,7 @@ class DatasetIndex:
             close = difflib.get_close_matches(layout, LAYOUTS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(LAYOUTS)}"
             raise DatasetError(f"layout {layout!r} is not known; {hint}")
-        if layout == "csv" or (layout == "auto" and root.suffix.lower() == ".csv"):
+        if layout == "csv" or (layout == "auto" and root.suffix.lower() == ".csv" and not root.is_dir()):
             return cls.from_csv(root)
         if not root.exists():
             raise DatasetError(f"{root}: no such folder; expected the folder that holds a dataset")
@@ -191,35 +202,62 @@ class DatasetIndex:
 
     @classmethod
     def from_csv(cls, file: Path | str) -> DatasetIndex:
-        """Read a table with the columns path, pid, camid, split; paths are relative to the table.
+        """Read a table with the columns path, pid, camid, split; paths are relative to the table, with / or \\.
 
         Raises:
-            DatasetError: no such file, a column is missing, a value is no number, a split is unknown (with its line).
+            DatasetError: no such file, no text, a column is missing, a value is no number, a split is unknown (with
+                its line).
         """
         file = Path(file)
         if not file.is_file():
             raise DatasetError(f"{file}: no such file; expected a CSV with the columns path,pid,camid,split")
-        records = []
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            table = csv.DictReader(stream)
+        table = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
+        try:
             missing = {"path", "pid", "camid", "split"} - set(table.fieldnames or ())
             if missing:
-                raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}; expected path,pid,camid,split")
-            for row in table:
-                where = f"{file}, line {table.line_num}"
-                split = row["split"].strip()
-                if split not in SPLITS:
-                    raise DatasetError(f"{where}: split {split!r}; expected one of {', '.join(SPLITS)}")
-                try:
-                    pid, camid = int(row["pid"]), int(row["camid"])
-                except (TypeError, ValueError):
-                    raise DatasetError(
-                        f"{where}: pid {row['pid']!r}, camid {row['camid']!r}; expected numbers"
-                    ) from None
-                records.append(ImageRecord(file.parent / row["path"], pid, camid, split))
+                raise DatasetError(
+                    f"{file}: no column {', '.join(sorted(missing))}; expected path,pid,camid,split in the first line"
+                )
+            records = [_table_record(file, table.line_num, row) for row in table]
+        except csv.Error as error:
+            line = table.reader.line_num
+            raise DatasetError(f"{file}, line {line}: {error}; expected comma-separated values") from None
         if not records:
             raise DatasetError(f"{file}: no rows; expected one image per line")
         return cls(file.parent, "csv", _in_order(records))
+
+
+def _table_record(file: Path, line: int, row: Mapping[str | None, str | None]) -> ImageRecord:
+    where = f"{file}, line {line}"
+    if None in row or None in row.values():
+        raise DatasetError(f"{where}: too {'many' if None in row else 'few'} values; expected one for each column")
+    path, pid, camid, split = (str(row[column]).strip() for column in ("path", "pid", "camid", "split"))
+    if not path:
+        raise DatasetError(f"{where}: no path; expected an image file, relative to the table")
+    if split not in SPLITS:
+        raise DatasetError(f"{where}: split {split!r}; expected one of {', '.join(SPLITS)}")
+    try:
+        numbers = int(pid), int(camid)
+    except ValueError:
+        raise DatasetError(f"{where}: pid {pid!r}, camid {camid!r}; expected numbers") from None
+    if min(numbers) < -1 or max(numbers) >= 1 << 63:
+        raise DatasetError(f"{where}: pid {pid}, camid {camid}; expected numbers from 0, or -1 (junk, unknown camera)")
+    return ImageRecord(file.parent / _portable(path), *numbers, split)
+
+
+def _read_text(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{file}: no text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+    if "\0" in text:
+        raise DatasetError(f"{file}: holds a zero byte and is no text; save it as UTF-8")
+    return text
+
+
+def _portable(path: str) -> str:
+    """A listed path as every system reads it: lists are written on Windows too."""
+    return path.replace("\\", "/")
 
 
 def recognise(root: Path) -> tuple[Path, str]:
@@ -231,19 +269,56 @@ def recognise(root: Path) -> tuple[Path, str]:
     layout = _layout_of(root)
     if layout is not None:
         return root, layout
-    children = [child for child in _subfolders(root) if _layout_of(child) not in (None, "folders")]
-    if len(children) > 1 and {child.name for child in children} <= {"labeled", "detected"}:
+    below = _datasets_below(root)
+    if len(below) > 1 and {child.name for child in below} <= {"labeled", "detected"}:
+        raise DatasetError(f"{root}: holds both {below[0].name} and {below[1].name}; choose one of the two folders")
+    if below:
+        there = "there is one below" if len(below) == 1 else f"there are {len(below)} below"
+        raise DatasetError(f"{root}: no dataset here, but {there}; did you mean {_few(below)}?")
+    names = {entry.name for entry in os.scandir(root)}
+    if packed := sorted(names & _RAW_CUHK03):
         raise DatasetError(
-            f"{root}: holds both {children[0].name} and {children[1].name}; choose one of the two folders"
+            f"{root}: CUHK03 as its authors pack it ({', '.join(packed)}), without a split; expected "
+            "CUHK03-NP, whose folders labeled and detected hold bounding_box_train, bounding_box_test and query"
         )
-    if children:
-        raise DatasetError(f"{root}: no dataset here, but there is one below; did you mean {children[0]}?")
-    images = sum(1 for entry in os.scandir(root) if is_image_name(entry.name))
-    found = f"{images} images without a folder per person or split" if images else "no images and no known folders"
+    if names & {"list_query.txt", "list_gallery.txt", "mask_train_v2", "mask_test_v2"} or {"train", "test"} <= names:
+        raise DatasetError(
+            f"{root}: looks like MSMT17 without list_train.txt; unpack its four lists beside the folders of images"
+        )
+    images = sum(1 for name in names if is_image_name(name))
+    mixed = next((child for child in _subfolders(root) if _shows_several_people(child)), None)
+    if images:
+        found = f"{images} images without a folder per person or split"
+    elif mixed:
+        found = f"{mixed.name} holds images of several people; if it is one person, say --layout folders"
+    else:
+        found = "no images and no known folders"
     raise DatasetError(
         f"{root}: no known dataset layout ({found}); expected for example bounding_box_train, list_train.txt, "
         "train_all, one folder per person, or a .csv"
     )
+
+
+_RAW_CUHK03 = {"cuhk-03.mat", "images_labeled", "images_detected"}
+_LOOK_INTO = 500  # folders, in search of a suggestion
+
+
+def _datasets_below(root: Path) -> list[Path]:
+    """The datasets in the folders of `root`, or else in theirs; a plain folder per person is too little to tell."""
+    level = [root]
+    for _ in range(2):
+        level = list(itertools.islice((child for folder in level for child in _readable(folder)), _LOOK_INTO))
+        if found := [folder for folder in level if _layout_of(folder) not in (None, "folders")]:
+            return found
+    return []
+
+
+def _readable(root: Path) -> list[Path]:
+    return [folder for folder in _subfolders(root) if os.access(folder, os.R_OK | os.X_OK)]
+
+
+def _few(paths: list[Path]) -> str:
+    return " or ".join(map(str, paths[:3])) + (" or ..." if len(paths) > 3 else "")
 
 
 def _layout_of(root: Path) -> str | None:
@@ -256,22 +331,53 @@ def _layout_of(root: Path) -> str | None:
         return "veri776"
     if {"cam_a", "cam_b"} <= names:
         return "viper"
-    for folder in ("bounding_box_train", "bounding_box_test", "query"):
-        if folder in names:
-            return _market_kind(root / folder)
-    people = [child for child in _subfolders(root) if any(is_image_name(entry.name) for entry in os.scandir(child))]
-    return "folders" if people else None
+    if names & _RAW_CUHK03:
+        return None
+    if "query" in names or {"train", "val"} <= names:  # flat in the raw datasets, a folder per person when prepared
+        folder = root / ("query" if "query" in names else "train")
+        if any(_holds_images(child) for child in _readable(folder)):
+            return "prepared"
+    for name in ("bounding_box_train", "bounding_box_test", "query"):
+        if name in names:
+            return _market_kind(root / name)
+    people = [child for child in _readable(root) if _holds_images(child)]
+    return "folders" if people and not any(_shows_several_people(child) for child in people) else None
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(is_image_name(entry.name) for entry in os.scandir(folder))
+
+
+def _shows_several_people(folder: Path) -> bool:
+    names = itertools.islice((entry.name for entry in os.scandir(folder) if is_image_name(entry.name)), 50)
+    return len({found.pid for name in names if (found := parse_name(name))}) > 1
+
+
+_NAMES_OF = {
+    "market1501": re.compile(r"-?\d+_c\d+s\d+_", re.ASCII),
+    "dukemtmc": re.compile(r"\d+_c\d+_f\d+", re.ASCII),
+    "veri776": re.compile(r"\d+_c\d{3}_\d+_\d+\.", re.ASCII),
+    "cuhk03np": re.compile(r"\d+_c\d+_\d+\.", re.ASCII),
+    "viper": re.compile(r"c[ab]_\d+_\d+\.|0*(\d+)_c[12]_0*\1_\d+\.", re.ASCII),  # prepared: the number twice
+    "msmt17": _MSMT_NAME,
+}
+
+
+def dataset_of_names(index: DatasetIndex) -> str | None:
+    """The published dataset whose file names these are; None for others. Tells what a prepared folder was made of."""
+    kind = next((kind for record in index if (kind := _kind_of_name(record.path.name))), None)
+    return "occluded-duke" if kind == "dukemtmc" and _query_lies_in_gallery(index) else kind
+
+
+def _kind_of_name(name: str) -> str | None:
+    return next((kind for kind, names in _NAMES_OF.items() if names.match(name)), None)
 
 
 def _market_kind(folder: Path) -> str:
     """Which dataset of Market's family a folder's first names belong to."""
     for name in sorted(entry.name for entry in os.scandir(folder) if is_image_name(entry.name))[:50]:
-        if re.match(r"-?\d+_c\d+s\d+_", name):
-            return "market1501"
-        if re.match(r"\d+_c\d+_f\d+", name):
-            return "dukemtmc"
-        if re.match(r"\d+_c\d+_\d+\.", name):
-            return "cuhk03np"
+        if (kind := _kind_of_name(name)) in ("market1501", "dukemtmc", "cuhk03np"):
+            return kind
     return "market1501"
 
 
@@ -321,6 +427,10 @@ def _read_msmt17(root: Path) -> DatasetIndex:
         existing = [root / name for name in names if (root / name).is_dir()]
         if not existing:
             raise DatasetError(f"{root}: has lists but no folder {' or '.join(names)}; unpack the images beside them")
+        if len(existing) > 1:
+            raise DatasetError(
+                f"{root}: holds {names[0]} of V1 and {names[1]} of V2; expected one release, move the other away"
+            )
         folder[half] = existing[0]
     records: list[ImageRecord] = []
     unparsed: list[Path] = []
@@ -329,13 +439,13 @@ def _read_msmt17(root: Path) -> DatasetIndex:
         if not file.is_file():
             continue
         base = folder["train" if split in ("train", "val") else "test"]
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in _read_text(file).splitlines():
             parts = line.split()
             if not parts:
                 continue
-            path = base / parts[0]
+            path = base / _portable(parts[0])
             found = parse_name(path.name)
-            if found is None or len(parts) != 2 or not parts[1].isdigit():
+            if found is None or len(parts) != 2 or not _NUMBER.fullmatch(parts[1]):
                 unparsed.append(path)
             else:
                 records.append(ImageRecord(path, int(parts[1]), found.camid, split))
@@ -370,45 +480,75 @@ def _read_prepared(root: Path) -> DatasetIndex:
     folders = {name: root / name for name in ("train_all", "train", *SPLITS[1:]) if (root / name).is_dir()}
     if not folders:
         raise DatasetError(f"{root}: none of train_all, train, val, query, gallery here; is this a prepared dataset?")
-    records: list[ImageRecord] = []
-    unparsed: list[Path] = []
-    for split in ("val", "query", "gallery", "multi-query"):
-        if split in folders:
-            records += _read_people(folders[split], split, unparsed)
-    held_out = {(record.path.parent.name, record.path.name) for record in records if record.split == "val"}
-    if "train_all" in folders:
-        everyone = _read_people(folders["train_all"], "train", unparsed)
-        records += [record for record in everyone if (record.path.parent.name, record.path.name) not in held_out]
-    elif "train" in folders:
-        records += _read_people(folders["train"], "train", unparsed)
+    _refuse_unfinished(root)
+    training = "train_all" if "train_all" in folders else "train"
+    splits = {split: folders[split] for split in SPLITS[1:] if split in folders}
+    if training in folders:
+        splits["train"] = folders[training]
+    records, unparsed = _read_people(splits)
+    if training == "train_all":
+        held_out = {record.path.parts[-2:] for record in records if record.split == "val"}
+        records = [record for record in records if record.split != "train" or record.path.parts[-2:] not in held_out]
     return DatasetIndex(root, "prepared", _in_order(records), tuple(sorted(unparsed)))
+
+
+def _refuse_unfinished(root: Path) -> None:
+    try:
+        made = json.loads((root / PREPARED_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # prepared by others
+        return
+    if isinstance(made, dict) and made.get("complete") is False:
+        copy = " --copy" if made.get("copies") else ""
+        raise DatasetError(
+            f"{root}: its preparation was cut short; finish it with "
+            f"'reid-models prepare --raw {made.get('raw')} --out {root}{copy}'"
+        )
 
 
 def _read_folders(root: Path) -> DatasetIndex:
     """One folder per person and nothing else: everything is for training."""
+    records, unparsed = _read_people({"train": root})
+    return DatasetIndex(root, "folders", _in_order(records), tuple(sorted(unparsed)))
+
+
+def _read_people(splits: Mapping[str, Path]) -> tuple[list[ImageRecord], list[Path]]:
+    """The images of one folder per person, and those that are nobody's.
+
+    The folder says who, the file name which camera (-1 if it does not). People without a number are numbered from 1,
+    in sorted order of all splits' names; where some have numbers, the others are nobody.
+    """
     unparsed: list[Path] = []
-    return DatasetIndex(root, "folders", _in_order(_read_people(root, "train", unparsed)), tuple(sorted(unparsed)))
+    images: list[tuple[str, Path, list[str]]] = []  # split, person's folder, file names
+    for split, folder in splits.items():
+        unparsed.extend(Path(entry.path) for entry in os.scandir(folder) if is_image_name(entry.name))
+        for person in _subfolders(folder):
+            if names := [entry.name for entry in os.scandir(person) if is_image_name(entry.name)]:
+                images.append((split, person, names))
+    pids = _person_numbers(person.name for _, person, _ in images)
+    spelled: dict[tuple[str, int], Path] = {}
+    records: list[ImageRecord] = []
+    for split, person, names in images:
+        pid = pids.get(person.name)
+        if pid is None:
+            unparsed.extend(person / name for name in names)
+            continue
+        if (other := spelled.setdefault((split, pid), person)) != person:
+            raise DatasetError(f"{person}: the same number as {other.name}; expected one folder per person, rename one")
+        for name in names:
+            found = parse_name(name)
+            records.append(ImageRecord(person / name, pid, found.camid if found else -1, split))
+    return records, unparsed
 
 
-def _read_people(folder: Path, split: str, unparsed: list[Path]) -> list[ImageRecord]:
-    """The images of one folder per person. The folder says who, the file name which camera (-1 if it does not)."""
-    people = _subfolders(folder)
-    unparsed.extend(Path(entry.path) for entry in os.scandir(folder) if is_image_name(entry.name))
-    numbers = [_person_number(person.name) for person in people]
-    if any(number is None for number in numbers):  # names: numbered from 1 in sorted order
-        numbers = list(range(1, len(people) + 1))
-    records = []
-    for person, pid in zip(people, numbers, strict=True):
-        assert pid is not None
-        for entry in os.scandir(person):
-            if is_image_name(entry.name):
-                found = parse_name(entry.name)
-                records.append(ImageRecord(Path(entry.path), pid, found.camid if found else -1, split))
-    return records
+def _person_numbers(names: Iterable[str]) -> dict[str, int]:
+    numbers = {name: _person_number(name) for name in names}
+    if all(number is None for number in numbers.values()):
+        return {name: position for position, name in enumerate(sorted(numbers), start=1)}
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def _person_number(name: str) -> int | None:
-    match = re.fullmatch(r"v?(-?\d+)", name, re.ASCII)
+    match = re.fullmatch(r"v?(-1|\d{1,18})", name, re.ASCII)
     return int(match.group(1)) if match else None
 
 

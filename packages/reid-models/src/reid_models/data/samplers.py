@@ -48,10 +48,14 @@ class IdentitySampler:
     identities does not divide evenly waits for the next round.
 
     Raises:
-        DatasetError: fewer than two identities, or fewer than `ids_per_batch`.
+        DatasetError: fewer than two identities, or fewer than `ids_per_batch`; no identity has two pictures and
+            `images_per_id` asks for more than one.
+        ValueError: `ids_per_batch` or `images_per_id` is below 1.
     """
 
     def __init__(self, labels: Sequence[int] | np.ndarray, ids_per_batch: int, images_per_id: int, seed: int) -> None:
+        if min(ids_per_batch, images_per_id) < 1:
+            raise ValueError(f"expected at least 1 identity with 1 picture, got {ids_per_batch} x {images_per_id}")
         labels = np.asarray(labels)
         self.rows_of = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         self.ids_per_batch, self.images_per_id, self.seed = ids_per_batch, images_per_id, seed
@@ -61,6 +65,11 @@ class IdentitySampler:
             raise DatasetError(
                 f"sampler.ids_per_batch is {ids_per_batch}, but the training data has {len(self.rows_of)} identities; "
                 f"set sampler.ids_per_batch={len(self.rows_of)} or fewer"
+            )
+        if images_per_id > 1 and max(map(len, self.rows_of)) == 1:
+            raise DatasetError(
+                f"sampler.images_per_id is {images_per_id}, but every identity of the training data has one picture: "
+                "nobody can be compared with another picture of themselves; add pictures, or set sampler.kind=shuffled"
             )
         self.iterations_per_epoch = max(1, round(len(labels) / (ids_per_batch * images_per_id)))
         self._epoch_rows = lru_cache(maxsize=2)(self._plan_epoch)
@@ -102,9 +111,12 @@ class ShuffledSampler:
 
     Raises:
         DatasetError: there are fewer pictures than one batch holds.
+        ValueError: `batch_size` is below 1.
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size > num_rows:
             raise DatasetError(
                 f"sampler.batch_size is {batch_size}, but the training data has {num_rows} pictures; "
