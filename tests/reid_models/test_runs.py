@@ -1,5 +1,6 @@
 import errno
 import json
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,13 +188,15 @@ def test_resuming_removes_what_a_killed_process_left_half_written(run):
     )
 
 
-def test_after_resuming_tensorboard_shows_every_iteration_once(run):
+def test_after_resuming_tensorboard_shows_every_iteration_once(run, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for iteration in (10, 20, 30):
         run.log(iteration, {"loss": 1.0})
     run.save(checkpoint(20))
     run.close()
+    later_s = time.time() + 60  # TensorBoard reads its files in the order of the second they were begun in
+    monkeypatch.setattr("time.time", lambda: later_s)
     run.resume_from()
     for iteration in (30, 40):
         run.log(iteration, {"loss": 2.0})
