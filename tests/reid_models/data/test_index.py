@@ -311,7 +311,7 @@ def test_a_table_is_read_relative_to_itself(tmp_path):
 
 def test_a_table_may_be_written_by_a_spreadsheet_on_windows(tmp_path):
     write_images(tmp_path, "a/x.jpg", "a/y, 2.jpg")
-    text = 'note,path,pid,camid,split\r\n,a\\x.jpg,4,1,train\r\nold,"a\\y, 2.jpg",5,-1,train\r\n\r\n'
+    text = 'path,pid,camid,split,note\r\na\\x.jpg,4,1,train,\r\n"a\\y, 2.jpg",5,-1,train,old\r\n\r\n'
     (tmp_path / "People.CSV").write_bytes(b"\xef\xbb\xbf" + text.encode())  # a byte order mark
     index = DatasetIndex.open(tmp_path / "People.CSV")
     assert people(index) == [("train", 4, 1), ("train", 5, -1)]
@@ -331,7 +331,7 @@ def test_a_table_may_be_written_by_a_spreadsheet_on_windows(tmp_path):
         ("path,pid,camid,split\n ,1,1,train\n", "line 2: no path"),
         ("path,pid,camid,split\nx.jpg,-2,1,train\n", "line 2: pid -2, camid 1; expected numbers from 0, or -1"),
         ("path,pid,camid,split\nx.jpg,99999999999999999999,1,train\n", "line 2: pid 99999999999999999999"),
-        ('path,pid,camid,split\n"x.jpg,1,1,train\n', "line 2: unexpected end of data"),
+        ('path,pid,camid,split\n"x.jpg,1,1,train\ny.jpg,2,1,train\n', "line 2: unexpected end of data"),
         ("path,pid,camid,split\nJosé.jpg,1,1,train\n".encode("latin-1"), r"no text in UTF-8 \(byte 24\); save it"),
         ("path,pid,camid,split\n".encode("utf-16-le"), "holds a zero byte"),
     ],

@@ -220,7 +220,7 @@ class DatasetIndex:
                 )
             records = [_table_record(file, table.line_num, row) for row in table]
         except csv.Error as error:
-            line = table.reader.line_num
+            line = table.line_num + 1  # where the row begins; an open quote is met at the end of the file only
             raise DatasetError(f"{file}, line {line}: {error}; expected comma-separated values") from None
         if not records:
             raise DatasetError(f"{file}: no rows; expected one image per line")
