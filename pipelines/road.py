@@ -19,12 +19,10 @@ from dgnet_gen.truth import swap_truth, truth_sheet
 from dgnet_gen.visualise import enlarged, pick_people, swap_grid
 from pipelines.stages import Stage, read_record, run_stages
 from reid_eval import __version__
-from reid_eval.features import ReidFeatures
 from reid_eval.fid import Extractor, extractor_from_name, fid
 from reid_eval.files import file_fingerprint, save_image
-from reid_eval.ranking import rank
+from reid_eval.ranking import rank, rerank_params
 from reid_eval.report import MetricResult, Picture, Report, Timing, group_metrics, write_report
-from reid_eval.rerank import RerankParams
 from reid_eval.similarity import ssim_within_identity
 from reid_models.config import ConfigError, config_dict, load_config
 from reid_models.data.check import check_dataset
@@ -327,16 +325,9 @@ def _ranking(road: Road, data: DatasetIndex) -> list[MetricResult]:
         embedder = load_embedder(road.teacher_run, device=road.device, untrained=untrained)
         features = extract_features(embedder, data)
         features.save(road.teacher_run / (f"features_{name}.npz" if name else "features.npz"))
-        report = rank(features, rerank=_rerank_params(features))
+        report = rank(features, rerank=rerank_params(features))
         results += [_renamed(result, name) for result in report.metrics()]
     return [result for result in results if not result.name.endswith("_rerank_untrained")]
-
-
-def _rerank_params(features: ReidFeatures) -> RerankParams:
-    """The published ones; of a dataset with hardly any test pictures, the nearest that make sense."""
-    num_ranked = len(features.query) + int((features.gallery.pids != -1).sum())
-    k1 = max(1, min(20, num_ranked - 1))
-    return RerankParams(k1=k1, k2=min(6, k1 + 1))
 
 
 def _distances(road: Road) -> list[MetricResult]:

@@ -175,7 +175,7 @@ def test_names_that_do_not_parse(train, run, data, tmp_path, caplog):
     ],
     ids=["one-identity", "one-camera"],
 )
-@pytest.mark.parametrize("sets", [[], ["loss.triplet=0", "sampler.kind=shuffled", "sampler.batch_size=4"]])
+@pytest.mark.parametrize("sets", [[], ["loss.terms=CrossEntropy", "sampler.kind=shuffled", "sampler.batch_size=4"]])
 def test_one_identity_and_one_camera(train, data, tmp_path, keep, found, remedy, sets):
     keep_training_pictures(data, keep)
     result = train(data, tmp_path / "new", *(part for text in sets for part in ("--set", text)))

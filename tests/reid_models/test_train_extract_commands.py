@@ -86,7 +86,7 @@ def test_extract_says_that_a_folder_is_no_run(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "sampler.images_per_id=1"], "a triplet needs at least 2 pictures"),
+        (["--set", "sampler.images_per_id=1"], "triplet needs at least 2 pictures"),
         (["--set", "network.weights=nowhere.pth"], "nowhere.pth: no such weight file"),
         (["--max-hours", "0"], "--max-hours: must be positive"),
     ],

@@ -74,9 +74,9 @@ def test_a_run_holds_its_log_its_checkpoints_and_a_picture_of_a_batch(toy_index,
     run = train(toy_index, tmp_path / "run", keep_checkpoints=2)
     assert run.iterations() == [9, 12]
     log = run.read_log()
-    assert [line["iteration"] for line in log if "id" in line] == [5, 10, 12]
+    assert [line["iteration"] for line in log if "cross_entropy" in line] == [5, 10, 12]
     assert [line["iteration"] for line in log if "eval_map_hits" in line] == [6, 12]
-    assert {"id", "triplet", "lr", "epoch"} < log[0].keys()
+    assert {"cross_entropy", "triplet", "lr", "epoch"} < log[0].keys()
     assert (run.samples / "batch_00000000.png").is_file()
     made_by = run.load().made_by
     train_part = toy_index.split("train_all")
@@ -157,7 +157,7 @@ def test_the_network_sees_varied_pictures(toy_index, tmp_path):
     plain = {"flip": 0.0, "pad_px": 0, "erase": 0.0}
     runs = [train(toy_index, tmp_path / name, stop_at=3, schedule={"epochs": 1}, **groups)
             for name, groups in (("varied", {}), ("plain", {"augmentation": plain}))]  # fmt: skip
-    varied, same = (run.read_log()[0]["id"] for run in runs)
+    varied, same = (run.read_log()[0]["cross_entropy"] for run in runs)
     assert varied != same
 
 
@@ -198,8 +198,8 @@ def test_training_learns_to_tell_the_training_people_apart(toy_index, tmp_path):
     log = train(
         toy_index, tmp_path / "run", schedule={"epochs": 30}, optim={"lr": 0.003}, eval_every=30, log_every=15
     ).read_log()
-    first, last = (line for line in (log[0], [line for line in log if "id" in line][-1]))
-    assert last["id"] < 0.7 * first["id"]
+    first, last = (line for line in (log[0], [line for line in log if "cross_entropy" in line][-1]))
+    assert last["cross_entropy"] < 0.7 * first["cross_entropy"]
     assert last["triplet"] < 0.7 * first["triplet"]
 
 
@@ -210,10 +210,10 @@ def test_data_without_queries_is_trained_on_without_evaluation(toy_index, tmp_pa
     assert not (run.checkpoints / "best.pt").exists()
 
 
-@pytest.mark.parametrize("groups", [{"loss": {"triplet": 0.0}}, {"loss": {"id": 0.0}}], ids=["id", "triplet"])
+@pytest.mark.parametrize("groups", [{"loss": {"terms": "CrossEntropy"}}, {"loss": {"terms": "Triplet"}}])
 def test_either_loss_can_be_left_out(toy_index, tmp_path, groups):
     log = train(toy_index, tmp_path / "run", schedule={"epochs": 1}, **groups).read_log()
-    assert ("id" in log[0]) != ("triplet" in log[0])
+    assert ("cross_entropy" in log[0]) != ("triplet" in log[0])
 
 
 def test_half_precision_trains_and_keeps_its_weights_in_float32(toy_index, tmp_path):
@@ -222,8 +222,8 @@ def test_half_precision_trains_and_keeps_its_weights_in_float32(toy_index, tmp_p
     plain = train(toy_index, tmp_path / "plain", schedule={"epochs": 1})
     assert run.load().networks["reid"]["reduce.weight"].dtype == torch.float32
     # bfloat16 has 8 bits of mantissa
-    assert run.read_log()[0]["id"] == pytest.approx(plain.read_log()[0]["id"], rel=0.05)
-    assert run.read_log()[0]["id"] != plain.read_log()[0]["id"]
+    assert run.read_log()[0]["cross_entropy"] == pytest.approx(plain.read_log()[0]["cross_entropy"], rel=0.05)
+    assert run.read_log()[0]["cross_entropy"] != plain.read_log()[0]["cross_entropy"]
 
 
 def test_shuffled_batches_train_with_the_identity_loss(toy_index, tmp_path):
@@ -231,7 +231,7 @@ def test_shuffled_batches_train_with_the_identity_loss(toy_index, tmp_path):
         toy_index,
         tmp_path / "run",
         sampler={"kind": "shuffled", "batch_size": 6},
-        loss={"triplet": 0.0},
+        loss={"terms": "CrossEntropy"},
         optim={"kind": "sgd", "lr": 0.02, "trunk_lr_factor": 0.1},
         schedule={"epochs": 1},
     )
@@ -279,10 +279,10 @@ def test_data_that_cannot_be_trained_on_leaves_nothing_behind(toy_index, tmp_pat
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ({"sampler": {"images_per_id": 1}}, "sampler.images_per_id: a triplet needs at least 2"),
+        ({"sampler": {"images_per_id": 1}}, "sampler.images_per_id: triplet needs at least 2"),
         ({"sampler": {"kind": "shuffled"}}, "needs sampler.kind=identity"),
         ({"sampler": {"ids_per_batch": 1}}, "sampler.ids_per_batch: must be at least 2"),
-        ({"loss": {"id": 0.0, "triplet": 0.0}}, "not both 0"),
+        ({"loss": {"terms": "Triplett"}}, "did you mean triplet"),
         ({"optim": {"lr": 0.0}}, "optim.lr: must be positive"),
         ({"image_hw": [8, 8]}, "image_hw: height and width"),
         ({"network": {"last_stride": 3}}, "network.last_stride"),
@@ -292,7 +292,7 @@ def test_data_that_cannot_be_trained_on_leaves_nothing_behind(toy_index, tmp_pat
         ({"optim": {"lr": math.nan}}, "optim.lr: must be positive, got nan"),
         ({"optim": {"momentum": 1.0}}, "optim.momentum: must be 0 to below 1"),
         ({"loss": {"margin": -0.1}}, "loss.margin: must be 0 or more"),
-        ({"loss": {"triplet": math.nan}}, "loss: id 1 and triplet nan"),
+        ({"loss": {"terms": "CE + nan*Triplet"}}, "the weight must be positive and finite, got nan"),
         ({"schedule": {"gamma": 10.0}}, "schedule.gamma: must be between 0 and 1, got 10"),
         ({"network": {"width": 0}}, "network.width: must be at least 1, got 0"),
         ({"augmentation": {"flip": 2.0}}, "augmentation.flip: must be between 0 and 1"),

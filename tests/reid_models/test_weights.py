@@ -2,6 +2,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+import torchvision
 
 from reid_models.networks.resnet import make_trunk
 from reid_models.weights import WeightsError, load_trunk_weights
@@ -33,6 +34,27 @@ def test_an_old_file_without_batch_counters_fits(tmp_path, trunk):
     load_trunk_weights(trunk, file_of(tmp_path, state))
 
 
+def test_torchvisions_file_fits_the_trunk(tmp_path):
+    resnet = torchvision.models.resnet50().state_dict()
+    trunk = make_trunk("resnet50")
+    load_trunk_weights(trunk, file_of(tmp_path, resnet))
+    assert all(torch.equal(value, resnet[name]) for name, value in trunk.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet50_ibn_a"])
+def test_a_wrapped_file_fits_its_trunk_and_no_other(tmp_path, caplog, name):
+    made, trunk = make_trunk(name).state_dict(), make_trunk(name)
+    wrapped = {f"module.{key}": value for key, value in made.items()} | {"module.fc.weight": torch.zeros(1000, 2048)}
+    file = file_of(tmp_path, {"state_dict": wrapped, "epoch": 100})
+    load_trunk_weights(trunk, file)
+    assert all(torch.equal(value, made[key]) for key, value in trunk.state_dict().items())
+    assert "every name begins with module." in caplog.text
+    assert "taken from the entry state_dict" in caplog.text
+    other = make_trunk("resnet50" if name == "resnet50_ibn_a" else "resnet50_ibn_a")
+    with pytest.raises(WeightsError, match=r"missing \(layer1.0.bn1"):
+        load_trunk_weights(other, file)
+
+
 def test_none_keeps_the_random_weights(trunk):
     before = {name: value.clone() for name, value in trunk.state_dict().items()}
     load_trunk_weights(trunk, "none")
@@ -42,9 +64,12 @@ def test_none_keeps_the_random_weights(trunk):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("stem.0.weight"), "1 of .* missing .stem.0.weight"),
-        (lambda state: state.update(extra=torch.zeros(1)), "not known .extra"),
-        (lambda state: state.update({"stem.0.weight": torch.zeros(3, 3)}), "of another shape .stem.0.weight"),
+        (lambda state: state.pop("stem.0.weight"), "1 missing .stem.0.weight"),
+        (lambda state: state.update(extra=torch.zeros(1)), "1 left over .extra"),
+        (
+            lambda state: state.update({"stem.0.weight": torch.zeros(3, 3)}),
+            "1 reshaped .stem.0.weight .3, 3., not .4, 3, 3, 3.",
+        ),
     ],
     ids=["missing", "left-over", "misfit"],
 )

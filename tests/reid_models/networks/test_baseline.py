@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from reid_models.networks.baseline import Baseline, ReidOutput
+from reid_models.networks.baseline import Baseline
+from reid_models.networks.output import ReidOutput
 from reid_models.networks.resnet import make_trunk
 
 
@@ -14,7 +15,15 @@ def tiny_baseline(**arguments):
 def test_training_and_evaluation_return_the_same_type_and_shapes(training):
     output = tiny_baseline().train(training)(torch.randn(2, 3, 32, 16))
     assert isinstance(output, ReidOutput)
-    assert (output.logits.shape, output.embeddings.shape) == ((2, 5), (2, 16))
+    (logits,), (metric,) = output.logits, output.metric
+    assert (logits.shape, output.embeddings.shape, metric is output.embeddings) == ((2, 5), (2, 16), True)
+
+
+def test_embed_gives_the_embeddings_of_forward_and_needs_no_classifier():
+    network, images = tiny_baseline().eval(), torch.randn(2, 3, 32, 16)
+    embeddings = network(images).embeddings
+    del network.classifier
+    torch.testing.assert_close(network.embed(images), embeddings, rtol=0, atol=0)
 
 
 def test_one_picture_can_be_evaluated():
@@ -27,7 +36,7 @@ def test_dropout_acts_on_the_logits_and_never_on_the_embeddings():
     images = torch.randn(4, 3, 32, 16, generator=torch.Generator().manual_seed(0))
     first, second = network(images), network(images)
     torch.testing.assert_close(first.embeddings, second.embeddings)
-    assert not torch.equal(first.logits, second.logits)
+    assert not torch.equal(first.logits[0], second.logits[0])
 
 
 def test_the_full_size_head_has_the_published_number_of_parameters():
@@ -37,5 +46,5 @@ def test_the_full_size_head_has_the_published_number_of_parameters():
 
 
 def test_untrained_logits_hardly_prefer_anybody():
-    logits = tiny_baseline().eval()(torch.randn(4, 3, 32, 16)).logits
+    (logits,) = tiny_baseline().eval()(torch.randn(4, 3, 32, 16)).logits
     assert logits.abs().max() < 0.1

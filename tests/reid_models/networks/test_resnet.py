@@ -10,6 +10,8 @@ from reid_models.networks.resnet import make_trunk
     [
         ("resnet50", 1, (2048, 4, 2)),
         ("resnet50", 2, (2048, 2, 1)),
+        ("resnet50_ibn_a", 1, (2048, 4, 2)),
+        ("resnet50_ibn_a", 2, (2048, 2, 1)),
         ("small", 1, (64, 8, 4)),
         ("small", 2, (64, 4, 2)),
     ],
@@ -34,6 +36,28 @@ def test_the_resnet_trunk_takes_torchvisions_weights_and_gives_its_feature_map()
 def test_the_last_stride_changes_no_state_key():
     keys = [list(make_trunk("resnet50", last_stride=stride).state_dict()) for stride in (1, 2)]
     assert keys[0] == keys[1]
+
+
+def test_the_ibn_trunk_has_the_published_names_and_as_many_parameters_as_the_plain_one():
+    plain, ibn = make_trunk("resnet50"), make_trunk("resnet50_ibn_a")
+    blocks = [f"layer{stage}.{block}.bn1." for stage, count in ((1, 3), (2, 4), (3, 6)) for block in range(count)]
+    halves = ["IN.weight", "IN.bias", *(f"BN.{name}" for name in torch.nn.BatchNorm2d(1).state_dict())]
+    expected = {name for name in plain.state_dict() if not name.startswith(tuple(blocks))}
+    expected |= {block + half for block in blocks for half in halves}
+    assert set(ibn.state_dict()) == expected
+    assert len(expected) == 318 + 2 * 13
+    assert sum(value.numel() for value in ibn.parameters()) == sum(value.numel() for value in plain.parameters())
+    assert {ibn.state_dict()[f"layer3.0.bn1.{half}.weight"].shape for half in ("IN", "BN")} == {(128,)}
+
+
+def test_the_first_half_of_the_channels_is_normalised_by_picture_also_in_evaluation():
+    norm = make_trunk("resnet50_ibn_a").eval().layer1[0].bn1
+    x = 5 + 3 * torch.randn(2, 64, 16, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        y = norm(x)
+    torch.testing.assert_close(y[:, :32].mean((2, 3)), torch.zeros(2, 32), rtol=0, atol=1e-5)
+    torch.testing.assert_close(y[:, :32].var((2, 3), correction=0), torch.ones(2, 32), rtol=1e-4, atol=0)
+    torch.testing.assert_close(y[:, 32:], x[:, 32:] / (1 + norm.BN.eps) ** 0.5)  # untrained: mean 0, variance 1
 
 
 @pytest.mark.parametrize("arguments", [{"last_stride": 3}, {"width": 0}])

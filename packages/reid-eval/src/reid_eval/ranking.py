@@ -348,6 +348,13 @@ def rank_distances(
     return _score(blocks, labels[0], labels[1], labels[2][kept], labels[3][kept], what="ranking")
 
 
+def rerank_params(features: ReidFeatures) -> RerankParams:
+    """The published k1 = 20, k2 = 6, lambda = 0.3; of hardly any test pictures, the nearest that make sense."""
+    num_ranked = len(features.query) + int((features.gallery.pids != -1).sum())
+    k1 = max(1, min(20, num_ranked - 1))
+    return RerankParams(k1=k1, k2=min(6, k1 + 1))
+
+
 def _directions(part: ReidFeatures, name: str) -> np.ndarray:
     zero = np.flatnonzero(~part.features.any(axis=1))
     if len(zero):

@@ -133,6 +133,11 @@ _device = click.option("--device", default="auto", show_default=True, help="auto
 @click.option("--out", type=_PATH, required=True, help="The run's folder.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@click.option("--reset", is_flag=True, help="Move an earlier run of this name aside, to OUT.old-1 and so on.")
+@click.option("--weights", type=_PATH, help="Start from a published file or a checkpoint; see reid-models inspect.")
+@click.option(
+    "--drop", multiple=True, metavar="NAME", help="What of --weights to leave out: a name's beginning; may be repeated."
+)
 @_device
 @click.option("--max-hours", type=float, help="Save and leave with exit code 75 after this many hours.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -142,6 +147,9 @@ def train(
     out: Path,
     overrides: tuple[str, ...],
     resume: bool,
+    reset: bool,
+    weights: Path | None,
+    drop: tuple[str, ...],
     device: str,
     max_hours: float | None,
     as_json: bool,
@@ -154,16 +162,25 @@ def train(
     \b
     Example:
       reid-models train --config configs/baseline_market.yaml --data data/market --out runs/teacher
+      reid-models train --config configs/mgn_market.yaml --data data/market --out runs/mgn --weights model_best.pt
     """
+    if reset and resume:
+        raise click.UsageError("--reset begins anew and --resume goes on: give one of them")
+    if drop and not weights:
+        raise click.UsageError("--drop says what of --weights to leave out: give both")
     with user_errors():
         from reid_models.config import load_config
         from reid_models.data.index import DatasetIndex
+        from reid_models.runs import RunDir
         from reid_models.runtime import Runtime
         from reid_models.training import ReidTrainConfig, train_reid
 
         config = load_config(ReidTrainConfig, config_file, overrides)
         runtime = Runtime.from_environment(device, config.precision, max_hours)
-        run = train_reid(config, DatasetIndex.open(data), out, runtime, resume=resume)
+        index = DatasetIndex.open(data)
+        if reset and (aside := RunDir.set_aside(out)):
+            click.echo(f"moved the earlier run to {aside}", err=True)
+        run = train_reid(config, index, out, runtime, resume=resume, weights=weights, drop=drop)
         last = run.load("last")
         best_map = last.progress["best_map"]
     click.echo(f"wrote {run.path}", err=True)
@@ -175,7 +192,8 @@ def train(
 
 
 @main.command()
-@click.option("--run", "run_path", type=_PATH, required=True, help="A trained run's folder.")
+@click.option("--run", "run_path", type=_PATH, help="A trained run's folder.")
+@click.option("--weights", type=_PATH, help="In place of --run: a published file; see reid-models inspect.")
 @click.option("--out", type=_PATH, help="The feature file (.npz); by default features.npz in the run's folder.")
 @click.option("--data", type=_PATH, help="The dataset; by default the one the run was trained on.")
 @click.option("--which", default="last", show_default=True, help="The checkpoint: last, best, or its iteration.")
@@ -185,7 +203,8 @@ def train(
 @_device
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def extract(
-    run_path: Path,
+    run_path: Path | None,
+    weights: Path | None,
     out: Path | None,
     data: Path | None,
     which: str,
@@ -200,29 +219,47 @@ def extract(
     \b
     Example:
       reid-models extract --run runs/teacher --out runs/teacher/features.npz
+      reid-models extract --weights model_best.pt --data Market-1501-v15.09.15 --out features.npz
     """
+    if (run_path is None) == (weights is None):
+        raise click.UsageError("give either --run or --weights")
+    if weights and not (data and out):
+        raise click.UsageError("--weights needs --data and --out: a file does not tell where its data is")
+    if weights and (untrained or which != "last"):
+        raise click.UsageError("--untrained and --which are for --run: a file holds one network")
     with user_errors():
         from reid_models.data.index import DatasetError, DatasetIndex
-        from reid_models.extraction import extract_features, load_embedder, parse_which
+        from reid_models.extraction import extract_features, load_embedder, load_file, parse_which
         from reid_models.runs import RunDir
         from reid_models.training import ReidTrainConfig
 
-        run = RunDir.open(run_path, "reid")
-        root = data or Path(str(run.made_by["data"]))
-        if data is None and run.made_by["layout"] == "csv":
-            raise DatasetError(f"{run_path}: was trained on a table in {root}; give that .csv with --data")
+        num_workers = 0
+        if run_path is not None:
+            run = RunDir.open(run_path, "reid")
+            num_workers = run.config(ReidTrainConfig).num_workers
+            if data is None and run.made_by["layout"] == "csv":
+                raise DatasetError(
+                    f"{run_path}: was trained on a table in {run.made_by['data']}; give that .csv with --data"
+                )
+            data, out = data or Path(str(run.made_by["data"])), out or run_path / "features.npz"
+        assert data is not None
+        assert out is not None
+        root, file = data, out
         if not root.exists():
             raise DatasetError(f"{root}: the dataset is not there; give the folder that holds it with --data")
-        file = out or run_path / "features.npz"
         if file.is_dir():
             raise OutputError(f"{file}: is a folder; expected a file's name, such as {file / 'features.npz'}")
-        embedder = load_embedder(run_path, parse_which(which), device, untrained=untrained)
+        if run_path is not None:
+            embedder = load_embedder(run_path, parse_which(which), device, untrained=untrained)
+        else:
+            assert weights is not None
+            embedder = load_file(weights, device)
         features = extract_features(
             embedder,
             DatasetIndex.open(root),
             flip=flip,
             batch_size=batch_size,
-            num_workers=run.config(ReidTrainConfig).num_workers,
+            num_workers=num_workers,
         )
         features.save(file)
     click.echo(f"wrote {file}", err=True)
@@ -235,6 +272,58 @@ def extract(
     }
     text = "{query} query and {gallery} gallery pictures, {num_features} numbers each, by {extractor}"
     click.echo(json.dumps(summary) if as_json else text.format(**summary))
+
+
+@main.command()
+@click.argument("file", type=_PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Say what a weight file is, and how its tensors fit the network it is of.
+
+    FILE is of MGN-pytorch (also the study's variants, and ReID-MGN), of the re-id baseline (ft_net, PCB; opts.yaml
+    beside it is read), torchvision's ResNet-50, a checkpoint of ours, or a run's folder. The exit code is 1 when
+    tensors are missing, left over or of another shape.
+
+    \b
+    Example:
+      reid-models inspect experiment/adam_0/model/model_best.pt
+    """
+    with user_errors():
+        from reid_models.exchange import inspect
+
+        result = inspect(file)
+    click.echo(result.to_json() if as_json else result.to_text())
+    sys.exit(0 if result.fits else 1)
+
+
+@main.command()
+@click.option("--run", "run_path", type=_PATH, required=True, help="A trained run's folder.")
+@click.option("--which", default="last", show_default=True, help="The checkpoint: last, best, or its iteration.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["original"]),
+    default="original",
+    show_default=True,
+    help="For the program that published the network: MGN-pytorch, or the re-id baseline (and DG-Net).",
+)
+@click.option("--out", type=_PATH, required=True, help="The file; beside a net_last.pth its opts.yaml is written too.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def export(run_path: Path, which: str, file_format: str, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Write a run's network as a file that the program which published that network loads.
+
+    \b
+    Example:
+      reid-models export --run runs/teacher --which best --format original --out models/teacher/net_last.pth
+    """
+    with user_errors():
+        from reid_models.exchange import export_run
+        from reid_models.extraction import parse_which
+
+        exported = export_run(run_path, parse_which(which), out, overwrite=overwrite)
+    click.echo(f"wrote {exported.file}", err=True)
+    click.echo(exported.to_json() if as_json else f"{exported.file}: {exported.what}; needs {exported.options}")
 
 
 if __name__ == "__main__":

@@ -18,14 +18,17 @@ from torch import Tensor, nn
 
 import reid_models
 from reid_eval.features import ReidFeatures
+from reid_eval.files import file_fingerprint
 from reid_eval.progress import track
 from reid_models.config import ConfigError, config_from_dict
 from reid_models.data.index import DatasetIndex
 from reid_models.data.loading import PersonDataset, make_loader
 from reid_models.data.samplers import in_order
 from reid_models.data.transforms import eval_transform
-from reid_models.runs import RunDir
+from reid_models.networks import MGN, PCB, Baseline, ReidNetwork
+from reid_models.runs import Checkpoint, RunDir
 from reid_models.runtime import Runtime
+from reid_models.weights import WeightsError, load_weights, network_of, read_weights
 
 Which = int | Literal["last", "best"]
 
@@ -59,11 +62,11 @@ class Embedder(Protocol):
 
 
 class NetworkEmbedder:
-    """An `Embedder` around a network whose output has `embeddings`; the network is set to evaluation for each call."""
+    """An `Embedder` around a network, which is set to evaluation for each call."""
 
     def __init__(
         self,
-        network: nn.Module,
+        network: ReidNetwork,
         *,
         name: str,
         image_hw: tuple[int, int],
@@ -80,7 +83,7 @@ class NetworkEmbedder:
         was_training = self.network.training
         self.network.eval()
         with torch.inference_mode(), self.runtime.autocast():
-            embeddings = self.network(self.runtime.to_device(images)).embeddings
+            embeddings = self.network.embed(self.runtime.to_device(images))
         self.network.train(was_training)
         return embeddings.float().cpu()
 
@@ -105,7 +108,8 @@ def load_embedder(
     runtime.seed_everything(config.seed)
     network = build_network(config.network, checkpoint.made_by["num_ids"], load_weights=untrained)
     if not untrained:
-        network.load_state_dict(checkpoint.networks["reid"])
+        # A moving average, where one was kept, is what was evaluated.
+        network.load_state_dict(checkpoint.networks.get("average", checkpoint.networks["reid"]))
     state = "untrained" if untrained else str(checkpoint.iteration)
     return NetworkEmbedder(
         runtime.prepare(network).eval(),
@@ -114,6 +118,30 @@ def load_embedder(
         num_features=network.num_features,
         runtime=runtime,
         made_by={"run": str(found.path), "iteration": 0 if untrained else checkpoint.iteration, **checkpoint.made_by},
+    )
+
+
+def load_file(file: Path | str, device: str = "auto") -> NetworkEmbedder:
+    """The network of a file that another program published, ready to embed pictures of the size it was made for.
+
+    Raises:
+        WeightsError: no weights, none of a network known here, or a trunk alone, which embeds nothing.
+    """
+    weights = read_weights(file)
+    if isinstance(weights.origin, Checkpoint):
+        raise WeightsError(f"{file}: {weights.describe()}; give the run's folder with --run")
+    network = network_of(weights.origin)
+    if not isinstance(network, Baseline | MGN | PCB):
+        raise WeightsError(f"{file}: {weights.describe()}, a trunk without a head; train one on it (network.weights)")
+    load_weights(network, weights, features_only=True)
+    runtime = Runtime.from_environment(device)
+    return NetworkEmbedder(
+        runtime.prepare(network).eval(),
+        name=f"file:{Path(file).name}",
+        image_hw=weights.origin.image_hw,
+        num_features=network.num_features,
+        runtime=runtime,
+        made_by={"file": str(file), "sha256": file_fingerprint(file), "network": weights.describe()},
     )
 
 

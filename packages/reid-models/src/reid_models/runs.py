@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import logging
 import re
@@ -154,6 +155,24 @@ class RunDir:
             write_text(path / "run.json", json.dumps(identity, indent=2) + "\n")
             dump_config(config, run.config_file)
         return run
+
+    @staticmethod
+    def set_aside(path: Path | str) -> Path | None:
+        """Rename an earlier run, RUN to RUN.old-1 or the next free number; returns where it went, None without one.
+
+        Raises:
+            CheckpointError: what is there is no run.
+            OutputError: it cannot be renamed.
+        """
+        path = Path(path)
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return None
+        RunDir.open(path)
+        targets = (path.with_name(f"{path.name}.old-{number}") for number in itertools.count(1))
+        target = next(target for target in targets if not target.exists())
+        with _writing(path, "move it yourself, or choose another --out"):
+            path.rename(target)
+        return target
 
     @classmethod
     def open(cls, path: Path | str, kind: Literal["reid", "dgnet"] | str | None = None) -> RunDir:

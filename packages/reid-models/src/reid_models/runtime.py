@@ -15,10 +15,11 @@ Everything else takes modules and tensors and works the same on CUDA, MPS and th
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeVar
 
@@ -28,7 +29,9 @@ from torch import Tensor, nn
 from reid_models.config import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+logger = logging.getLogger(__name__)
 
 
 class Runtime:
@@ -76,10 +79,41 @@ class Runtime:
         return value
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of forward passes: bfloat16 where it is allowed, or plain float32."""
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        """The precision of forward passes: bfloat16 or float16 where they are allowed, or plain float32."""
+        match self.precision:
+            case "bf16":
+                return torch.autocast(self.device.type, dtype=torch.bfloat16)
+            case "fp16":
+                return torch.autocast(self.device.type, dtype=torch.float16)
         return contextlib.nullcontext()
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Scales losses so that float16 gradients do not vanish; does nothing in another precision."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def compiled(self, module: nn.Module) -> Callable[..., Any]:
+        """The module through torch.compile or, when its first call fails to compile, as it is, with a warning.
+
+        The compiled function shares the module's weights.
+        """
+        function: Callable[..., Any] = torch.compile(module)
+        has_run = False
+
+        def call(*inputs: Any) -> Any:
+            nonlocal function, has_run
+            if has_run:
+                return function(*inputs)
+            try:
+                output = function(*inputs)
+            except Exception as error:  # whatever a compiler may say; the module itself says it again if it is to blame
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                logger.warning("torch.compile does not work here, going on without it (%s)", reason[:160])
+                function = module
+                output = module(*inputs)
+            has_run = True
+            return output
+
+        return call
 
     def seed_everything(self, seed: int) -> None:
         """Seed PyTorch's global generators, which initial weights and dropout draw from."""

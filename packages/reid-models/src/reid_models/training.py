@@ -9,10 +9,12 @@ of the seed and the iteration, or lie in the checkpoint: a resumed run equals on
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -20,13 +22,13 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 
 import reid_eval
 import reid_models
 from reid_eval.errors import ReidError, Stopped
 from reid_eval.progress import progress
-from reid_eval.ranking import RankReport, rank
+from reid_eval.ranking import RankReport, rank, rerank_params
 from reid_models import losses
 from reid_models.config import ConfigError, config_dict
 from reid_models.data.index import DatasetError, DatasetIndex
@@ -34,33 +36,59 @@ from reid_models.data.loading import Augmentation, Batch, PersonDataset, make_lo
 from reid_models.data.samplers import BatchSampler, IdentitySampler, ShuffledSampler
 from reid_models.data.transforms import to_pixels
 from reid_models.extraction import NetworkEmbedder, extract_features
-from reid_models.networks.baseline import Baseline
-from reid_models.networks.resnet import make_trunk
+from reid_models.losses import LossSum, LossTerm, parse_loss
+from reid_models.networks import MGN, PCB, Baseline, ReidNetwork
+from reid_models.networks.mgn import parse_granularities
+from reid_models.networks.pooling import PoolKind
+from reid_models.networks.resnet import TrunkName, make_trunk
 from reid_models.runs import Checkpoint, RunDir
-from reid_models.runtime import Runtime
-from reid_models.weights import load_trunk_weights
+from reid_models.runtime import Precision, Runtime
+from reid_models.weights import load_trunk_weights, load_weights
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network: a trunk and the bottleneck classifier on it."""
+    """The network: a trunk, and what stands on it. A setting that names a kind is read by that kind alone."""
 
-    trunk: Literal["resnet50", "small"] = "resnet50"
+    kind: Literal["baseline", "mgn", "pcb"] = "baseline"
+    trunk: TrunkName = "resnet50"
     width: int = 16
-    """of the small trunk's first stage; resnet50 has its own"""
-    last_stride: int = 1
+    """of the small trunk's first stage; the others have their own"""
     weights: str = "imagenet"
     """what the trunk starts from: "imagenet", "none" (random) or a file"""
+    last_stride: int = 1
+    """baseline"""
     bottleneck: int = 512
+    """baseline"""
     dropout: float = 0.5
+    """baseline, pcb"""
+    granularities: str = "1-2-3"
+    """mgn: stripes of each branch, the first the whole person"""
+    head_features: int = 256
+    """mgn, pcb: length of each head's vector"""
+    pool: PoolKind = "avg"
+    """mgn"""
+    neck: Literal["relu", "bnneck"] = "relu"
+    """mgn"""
+    classifier_bias: bool = True
+    """mgn with neck relu"""
+    first_stride: int = 2
+    """mgn: of the first branch's last stage"""
+    num_stripes: int = 6
+    """pcb"""
 
     def __post_init__(self) -> None:
-        _must("network.width", self.width, self.width >= 1, "at least 1")
-        _must("network.last_stride", self.last_stride, self.last_stride in (1, 2), "1 or 2")
-        _must("network.bottleneck", self.bottleneck, self.bottleneck >= 1, "at least 1")
+        for name in ("width", "bottleneck", "head_features", "num_stripes"):
+            _must(f"network.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("last_stride", "first_stride"):
+            _must(f"network.{name}", getattr(self, name), getattr(self, name) in (1, 2), "1 or 2")
         _must("network.dropout", self.dropout, 0 <= self.dropout < 1, "a probability below 1")
+        try:
+            parse_granularities(self.granularities)
+        except ValueError as error:
+            raise ConfigError(f"network.granularities: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -72,6 +100,8 @@ class SamplerConfig:
     ids_per_batch: int = 16
     images_per_id: int = 4
     batch_size: int = 64
+    epoch: Literal["images", "identities"] = "images"
+    """identity: an epoch has as many batches as hold all images once, or, as in MGN-pytorch, all identities once"""
 
     def __post_init__(self) -> None:
         _must("sampler.ids_per_batch", self.ids_per_batch, self.ids_per_batch >= 2, "at least 2")
@@ -81,53 +111,81 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The weight of each term, 0 for none, and what the terms need."""
+    """The terms with their weights, such as "CrossEntropy + 2*Triplet + 0.005*CenterLoss", and what they need."""
 
-    id: float = 1.0
-    triplet: float = 1.0
+    terms: str = "CrossEntropy + Triplet"
     margin: float = 0.3
+    """of Triplet and MSML"""
     label_smoothing: float = 0.1
+    center_lr: float = 0.5
+    """how fast centres follow, whatever the weight of their term"""
 
     def __post_init__(self) -> None:
-        if not (self.id >= 0 and self.triplet >= 0 and 0 < self.id + self.triplet < math.inf):
-            raise ConfigError(f"loss: id {self.id:g} and triplet {self.triplet:g}; expected weights >= 0, not both 0")
+        self.parsed()
         _must("loss.margin", self.margin, 0 <= self.margin < math.inf, "0 or more")
         _must("loss.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "0 to below 1")
+        _must("loss.center_lr", self.center_lr, 0 < self.center_lr < math.inf, "positive")
+
+    def parsed(self) -> tuple[LossTerm, ...]:
+        """The terms in their order."""
+        try:
+            return parse_loss(self.terms)
+        except ValueError as error:
+            raise ConfigError(f"loss.terms: {error}") from None
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam, or SGD with Nesterov momentum; weight decay acts on all parameters."""
+    """The optimizer; weight decay acts on all parameters, decoupled from the gradient in adamw alone."""
 
-    kind: Literal["adam", "sgd"] = "adam"
+    kind: Literal["adam", "adamw", "nadam", "rmsprop", "sgd"] = "adam"
     lr: float = 3.5e-4
     trunk_lr_factor: float = 1.0
-    """the trunk's learning rate is lr times this"""
+    """the learning rate of what stood on its own before, trunk and branches, is lr times this"""
     weight_decay: float = 5e-4
+    beta1: float = 0.9
+    """adam, adamw, nadam"""
+    beta2: float = 0.999
+    eps: float = 1e-8
+    amsgrad: bool = False
+    """adam, adamw"""
     momentum: float = 0.9
+    """sgd, rmsprop"""
+    dampening: float = 0.0
+    """sgd without Nesterov"""
+    nesterov: bool = True
+    """sgd"""
 
     def __post_init__(self) -> None:
         _must("optim.lr", self.lr, 0 < self.lr < math.inf, "positive")
-        _must("optim.trunk_lr_factor", self.trunk_lr_factor, 0 <= self.trunk_lr_factor < math.inf, "0 or more")
-        _must("optim.weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
-        _must("optim.momentum", self.momentum, 0 <= self.momentum < 1, "0 to below 1")
+        _must("optim.eps", self.eps, 0 < self.eps < math.inf, "positive")
+        for name in ("trunk_lr_factor", "weight_decay"):
+            _must(f"optim.{name}", getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or more")
+        for name in ("beta1", "beta2", "momentum", "dampening"):
+            _must(f"optim.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "0 to below 1")
+        if self.kind == "sgd" and self.nesterov and (self.momentum == 0 or self.dampening > 0):
+            raise ConfigError("optim.nesterov: needs momentum above 0 and no dampening; or set optim.nesterov=false")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Linear warm-up, then steps of gamma at the milestones, or half a cosine down to final_factor."""
+    """Linear warm-up, then steps of gamma, at the milestones or at regular intervals, or half a cosine."""
 
-    kind: Literal["multistep", "cosine"] = "multistep"
+    kind: Literal["multistep", "step", "cosine"] = "multistep"
     epochs: int = 120
     warmup_epochs: int = 10
     warmup_factor: float = 0.1
     milestones: list[int] = field(default_factory=lambda: [40, 70])
-    """finished epochs at which the learning rate is multiplied by gamma"""
+    """multistep: finished epochs at which the learning rate is multiplied by gamma"""
+    step_epochs: int = 60
+    """step: the learning rate is multiplied by gamma whenever so many epochs are finished"""
     gamma: float = 0.1
     final_factor: float = 0.01
+    """cosine: where it ends"""
 
     def __post_init__(self) -> None:
-        _must("schedule.epochs", self.epochs, self.epochs >= 1, "at least 1")
+        for name in ("epochs", "step_epochs"):
+            _must(f"schedule.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _must("schedule.warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "at least 0")
         for name in ("warmup_factor", "gamma", "final_factor"):
             value = getattr(self, name)
@@ -139,9 +197,12 @@ class ScheduleConfig:
         factor = 1.0
         if iteration < warmup:
             factor = self.warmup_factor + (1 - self.warmup_factor) * iteration / warmup
-        if self.kind == "multistep":
-            epoch = iteration // iterations_per_epoch
-            return factor * self.gamma ** sum(milestone <= epoch for milestone in self.milestones)
+        epoch = iteration // iterations_per_epoch
+        match self.kind:
+            case "multistep":
+                return factor * self.gamma ** sum(milestone <= epoch for milestone in self.milestones)
+            case "step":
+                return factor * self.gamma ** (epoch // self.step_epochs)
         if iteration < warmup:
             return factor
         share = (iteration - warmup) / max(1, self.epochs * iterations_per_epoch - warmup)
@@ -159,7 +220,13 @@ class ReidTrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: int = 1
+    """batches whose gradients are averaged for one step; losses look at each batch alone"""
+    ema_decay: float = 0.0
+    """above 0, a moving average of the weights is kept, evaluated and extracted from"""
+    precision: Precision = "fp32"
+    compile: bool = False
+    """compile the network with torch.compile; where that fails, go on without and say so"""
     num_workers: int = 4
     cache_mib: int = 256
     """decoded pictures kept in memory by each loading process"""
@@ -167,6 +234,8 @@ class ReidTrainConfig:
     """iterations"""
     eval_every: int = 10
     """epochs; the last one is always evaluated"""
+    eval_rerank: bool = False
+    """re-rank too, and call the checkpoint of the highest re-ranked mAP the best"""
     checkpoint_every: int = 10
     """epochs; the last one is always kept"""
     keep_checkpoints: int = 3
@@ -177,18 +246,26 @@ class ReidTrainConfig:
             raise ConfigError(f"image_hw: height and width must be at least 16, got {list(self.image_hw)}")
         for name in ("num_workers", "cache_mib"):
             _must(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        for name in ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
+        _must("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "0 to below 1")
+        for name in ("accumulate", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
             _must(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _must("seed", self.seed, 0 <= self.seed < 1 << 63, "at least 0 and below 2^63")
         _must("augmentation.flip", self.augmentation.flip, 0 <= self.augmentation.flip <= 1, "between 0 and 1")
         _must("augmentation.erase", self.augmentation.erase, 0 <= self.augmentation.erase <= 1, "between 0 and 1")
         _must("augmentation.pad_px", self.augmentation.pad_px, self.augmentation.pad_px >= 0, "at least 0")
-        if self.loss.triplet > 0 and self.sampler.kind != "identity":
-            raise ConfigError("loss.triplet: needs sampler.kind=identity, several pictures of a person in a batch")
-        if self.loss.triplet > 0 and self.sampler.images_per_id < 2:
+        mined = [name for name, _ in self.loss.parsed() if name not in ("cross_entropy", "center")]
+        if mined and self.sampler.kind != "identity":
             raise ConfigError(
-                "sampler.images_per_id: a triplet needs at least 2 pictures of a person, "
-                f"got {self.sampler.images_per_id}; or set loss.triplet=0"
+                f"loss.terms: {mined[0]} needs sampler.kind=identity, several pictures of a person at once"
+            )
+        if mined and self.sampler.images_per_id < 2:
+            raise ConfigError(
+                f"sampler.images_per_id: {mined[0]} needs at least 2 pictures of a person, "
+                f"got {self.sampler.images_per_id}; or take it out of loss.terms"
+            )
+        if self.network.kind == "pcb" and [name for name, _ in self.loss.parsed()] != ["cross_entropy"]:
+            raise ConfigError(
+                "loss.terms: network.kind=pcb has no vectors for metric losses; set loss.terms=CrossEntropy"
             )
 
 
@@ -197,21 +274,45 @@ def _must(name: str, value: float, holds: bool, be: str) -> None:
         raise ConfigError(f"{name}: must be {be}, got {value}")
 
 
+COLLAPSED_AFTER = 5
+
+
 class DivergedError(ReidError):
     """A loss or a weight is not finite any more."""
 
 
-def build_network(config: NetworkConfig, num_ids: int, *, load_weights: bool = True) -> Baseline:
+def build_network(config: NetworkConfig, num_ids: int, *, load_weights: bool = True) -> ReidNetwork:
     """The network of these settings. Its random part draws from the global generator.
 
     Raises:
         WeightsError: the trunk's weights cannot be had, or do not fit.
     """
-    trunk = make_trunk(config.trunk, last_stride=config.last_stride, width=config.width)
-    network = Baseline(trunk, num_ids, bottleneck=config.bottleneck, dropout=config.dropout)
+    last_stride = config.last_stride if config.kind == "baseline" else 1
+    trunk = make_trunk(config.trunk, last_stride=last_stride, width=config.width)
     if load_weights:
         load_trunk_weights(trunk, config.weights)
-    return network
+    match config.kind:
+        case "baseline":
+            return Baseline(trunk, num_ids, bottleneck=config.bottleneck, dropout=config.dropout)
+        case "mgn":
+            return MGN(
+                trunk,
+                num_ids,
+                parse_granularities(config.granularities),
+                head_features=config.head_features,
+                pool=config.pool,
+                neck=config.neck,
+                classifier_bias=config.classifier_bias,
+                first_stride=config.first_stride,
+            )
+        case "pcb":
+            return PCB(
+                trunk,
+                num_ids,
+                num_stripes=config.num_stripes,
+                head_features=config.head_features,
+                dropout=config.dropout,
+            )
 
 
 def train_reid(
@@ -222,16 +323,19 @@ def train_reid(
     *,
     resume: bool = False,
     stop_at: int | None = None,
+    weights: Path | str | None = None,
+    drop: Sequence[str] = (),
 ) -> RunDir:
     """Train on a dataset's train_all split, evaluate on query and gallery; writes a run folder and returns it.
 
     The last checkpoints are kept under their iteration, the one of the highest mAP as "best". `stop_at` leaves, as if
-    asked to stop, after that many iterations.
+    asked to stop, after that many iterations. `weights` is a published file or a checkpoint of ours to start from in
+    place of the trunk's weights; all of it has to fit but what `drop` names (see `weights.load_weights`).
 
     Raises:
         DatasetError, ConfigError: the data cannot be trained on or evaluated, or not with these settings.
         OutputError, CheckpointError: `out` is not to be written, or not to be resumed.
-        WeightsError: the trunk's weights cannot be had.
+        WeightsError: the weights to start from cannot be had, or do not fit.
         DivergedError: a loss or a weight is not finite.
         Stopped: a signal or the time limit came; the state is saved.
     """
@@ -256,11 +360,13 @@ def train_reid(
     runtime.seed_everything(config.seed)
     # Before the folder is made: weights that cannot be had leave nothing behind.
     begins = not (resume and RunDir(Path(out), "reid", made_by).iterations())
-    network = build_network(config.network, index.num_ids, load_weights=begins)
+    network = build_network(config.network, index.num_ids, load_weights=begins and weights is None)
+    if weights is not None:
+        made_by["weights"] = {"file": str(Path(weights).resolve()), "dropped": list(drop)}
+        if begins:
+            load_weights(network, weights, drop)
     run = RunDir.create(out, config, kind="reid", made_by=made_by, resume=resume)
     checkpoint = run.resume_from() if resume else None
-    if checkpoint is not None:
-        network.load_state_dict(checkpoint.networks["reid"])
     runtime.prepare(network)
     trainer = _Trainer(config, network, sampler, runtime, index)
     if checkpoint is not None:
@@ -280,7 +386,7 @@ def train_reid(
     def finish_epoch() -> None:
         """Evaluate and save where it is due; each at most once per iteration, also when a resumed run begins here."""
         is_last = trainer.iteration == trainer.iterations
-        epoch, within = divmod(trainer.iteration, sampler.iterations_per_epoch)
+        epoch, within = divmod(trainer.iteration, trainer.iterations_per_epoch)
         if trainer.iteration == 0 or within:
             return
         evaluate = (
@@ -303,14 +409,14 @@ def train_reid(
     try:
         with runtime.watch_signals(), progress("re-ID", trainer.iterations, trainer.iteration) as bar:
             finish_epoch()
-            batches = sampler.batches(trainer.iteration, trainer.iterations)
+            batches = sampler.batches(trainer.iteration * config.accumulate, trainer.iterations * config.accumulate)
             loader = make_loader(
                 dataset, batches, num_workers=config.num_workers, pin_memory=runtime.device.type == "cuda"
             )
-            for batch in loader:
+            for parts in _in_groups(loader, config.accumulate):
                 if trainer.iteration == 0:
-                    run.sample(0, "batch", batch_sheet(batch, index, config.sampler.images_per_id))
-                trainer.step(batch)
+                    run.sample(0, "batch", batch_sheet(parts[0], index, config.sampler.images_per_id))
+                trainer.step(parts)
                 if trainer.iteration % config.log_every == 0 or trainer.iteration == trainer.iterations:
                     run.log(trainer.iteration, trainer.take_means())
                 bar.advance(1, trainer.note())
@@ -325,28 +431,51 @@ def train_reid(
     return run
 
 
+def _in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches that follow each other."""
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
+
+
 class _Trainer:
-    """The state of a training: network, optimizer, counters; and one step of it."""
+    """The state of a training: networks, optimizers, counters; and one step of it."""
 
     def __init__(
         self,
         config: ReidTrainConfig,
-        network: Baseline,
+        network: ReidNetwork,
         sampler: BatchSampler,
         runtime: Runtime,
         index: DatasetIndex,
     ) -> None:
         self.config, self.network, self.sampler, self.runtime = config, network.train(), sampler, runtime
         self.index = index
+        self.forward = runtime.compiled(network) if config.compile else network
+        self.loss = LossSum(
+            config.loss.parsed(),
+            num_ids=index.num_ids,
+            metric_dims=_metric_dims(config.network),
+            margin=config.loss.margin,
+            label_smoothing=config.loss.label_smoothing,
+        )
+        self.loss.to(runtime.device)
+        self.average = copy.deepcopy(network).requires_grad_(False) if config.ema_decay > 0 else None
+        """moving average of the network"""
         self.optimizer = make_optimizer(network, config.optim)
+        self.center_optimizer = self.loss.center_optimizer(config.loss.center_lr)
+        self.scaler = runtime.grad_scaler()
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.iterations = config.schedule.epochs * sampler.iterations_per_epoch
+        self.iterations_per_epoch = max(1, sampler.iterations_per_epoch // config.accumulate)
+        self.iterations = config.schedule.epochs * self.iterations_per_epoch
         self.iteration = 0
         self.evaluated_at = 0
         self.best_map: float | None = None
         self.window: dict[str, float] = {}
         """sums since the last line of the log"""
         self.window_steps = 0
+        self.collapsed_for = 0
+        """how many of the batches looked at, up to the last one, were collapsed"""
         self._last: dict[str, float] = {}
         self._images_per_s = 0.0
         self._since_s = time.monotonic()
@@ -354,10 +483,10 @@ class _Trainer:
     @property
     def lr(self) -> float:
         """The head's learning rate in the next step."""
-        return self.config.optim.lr * self.config.schedule.lr_factor(self.iteration, self.sampler.iterations_per_epoch)
+        return self.config.optim.lr * self.config.schedule.lr_factor(self.iteration, self.iterations_per_epoch)
 
-    def step(self, batch: Batch) -> None:
-        """One step of the optimizer.
+    def step(self, parts: Sequence[Batch]) -> None:
+        """One step of the optimizer, with the mean of the gradients of some batches.
 
         Raises:
             DivergedError: a term is not finite; no weight has changed.
@@ -365,37 +494,78 @@ class _Trainer:
         config, lr = self.config, self.lr
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base_lr * lr / config.optim.lr
-        images, labels, _ = self.runtime.to_device(batch)
-        with self.runtime.autocast():
-            output = self.network(images)
-        terms: dict[str, Tensor] = {}
-        total = torch.zeros((), device=images.device)
-        if config.loss.id > 0:
-            terms["id"] = losses.cross_entropy(output.logits, labels, label_smoothing=config.loss.label_smoothing)
-            total = total + config.loss.id * terms["id"]
-        if config.loss.triplet > 0:
-            terms["triplet"] = losses.batch_hard_triplet(output.embeddings, labels, margin=config.loss.margin)
-            total = total + config.loss.triplet * terms["triplet"]
-        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
         self.iteration += 1
-        self._refuse_nonfinite(values, lr, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        self.optimizer.step()
+        for optimizer in self._optimizers().values():
+            optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        for part in parts:
+            values = self._add_gradients(part, lr, share=1 / len(parts))
+            sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
+        for optimizer in self._optimizers().values():
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self._move_average(self.average)
+        values = {name: value / len(parts) for name, value in sums.items()}
         for name, value in values.items():
             self.window[name] = self.window.get(name, 0.0) + value
         self.window_steps += 1
         self._last = values | {"lr": lr}
         now_s = time.monotonic()
-        pace = len(labels) / max(now_s - self._since_s, 1e-9)
+        pace = sum(len(part.labels) for part in parts) / max(now_s - self._since_s, 1e-9)
         self._images_per_s = 0.9 * self._images_per_s + 0.1 * pace if self._images_per_s else pace
         self._since_s = now_s
+
+    def _add_gradients(self, batch: Batch, lr: float, share: float) -> dict[str, float]:
+        """Forward and backward of one batch; returns its unweighted terms."""
+        images, labels, _ = self.runtime.to_device(batch)
+        with self.runtime.autocast():
+            output = self.forward(images)
+        total, terms = self.loss(output.logits, output.metric, labels)
+        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+        self._refuse_nonfinite(values, lr, batch)
+        self.scaler.scale(share * total).backward()
+        if self.iteration % self.config.log_every == 0:
+            self._watch_spread((output.metric or (output.embeddings,))[0].detach(), labels)
+        return values
+
+    def _watch_spread(self, vectors: Tensor, labels: Tensor) -> None:
+        spread = losses.spread_of_distances(vectors, labels, margin=self.config.loss.margin)
+        self.collapsed_for = self.collapsed_for + 1 if spread.collapsed else 0
+        if self.collapsed_for == COLLAPSED_AFTER:
+            logger.warning(
+                "collapsed: in the last %d batches looked at, vectors of strangers lie no farther apart than those "
+                "of one person (%.3g against %.3g); lower optim.lr, lengthen schedule.warmup_epochs, or give "
+                "CrossEntropy more weight in loss.terms",
+                COLLAPSED_AFTER, spread.mean_negative, spread.mean_positive,
+            )  # fmt: skip
+
+    def _move_average(self, average: ReidNetwork) -> None:
+        # The first steps are forgotten faster, or the random start would stay in the average for long.
+        decay = min(self.config.ema_decay, self.iteration / (self.iteration + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(self.network.parameters()), 1 - decay)
+            for mean, now in zip(average.buffers(), self.network.buffers(), strict=True):
+                mean.copy_(now)
+
+    def _networks(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds: "reid", and where there are any, its moving "average" and the centres, "loss"."""
+        networks: dict[str, nn.Module] = {"reid": self.network}
+        if self.average is not None:
+            networks["average"] = self.average
+        if self.center_optimizer is not None:
+            networks["loss"] = self.loss
+        return networks
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        own: dict[str, torch.optim.Optimizer] = {"reid": self.optimizer}
+        return own if self.center_optimizer is None else own | {"centers": self.center_optimizer}
 
     def take_means(self) -> dict[str, float]:
         """The mean of each term since the last time, the learning rate, and the epochs done."""
         means = {name: value / self.window_steps for name, value in self.window.items()}
         self.window, self.window_steps = {}, 0
-        return means | {"lr": self._last["lr"], "epoch": self.iteration / self.sampler.iterations_per_epoch}
+        return means | {"lr": self._last["lr"], "epoch": self.iteration / self.iterations_per_epoch}
 
     def note(self) -> str:
         """How it goes, in a few words."""
@@ -404,29 +574,35 @@ class _Trainer:
         return f"{terms} lr {self._last['lr']:.1e} {self._images_per_s:.0f} images/s{best}"
 
     def measure(self, data: DatasetIndex, name: str) -> RankReport:
-        """Rank query against gallery with the network as it is.
+        """Rank query against gallery with the network as it is, or with its moving average if there is one.
 
         Raises:
             Stopped: a signal came. The state is as before, so the evaluation starts over when the run goes on.
         """
         embedder = _UntilSignal(
-            self.network,
+            self.average or self.network,
             name=f"reid:{name}@{self.iteration}",
             image_hw=self.config.image_hw,
             num_features=self.network.num_features,
             runtime=self.runtime,
         )
-        report = rank(extract_features(embedder, data, num_workers=self.config.num_workers))
+        features = extract_features(embedder, data, num_workers=self.config.num_workers)
+        report = rank(features, rerank=rerank_params(features) if self.config.eval_rerank else None)
         self._since_s = time.monotonic()
         return report
 
     def record(self, report: RankReport, run: RunDir, made_by: Mapping[str, Any]) -> None:
         """Log an evaluation of the present network, and keep the network if it is the best so far."""
-        run.log(self.iteration, {"eval_map_hits": report.map_hits, "eval_rank1": float(report.cmc[0])})
-        logger.info("epoch %g: mAP %.4f", self.iteration / self.sampler.iterations_per_epoch, report.map_hits)
+        scores = {"eval_map_hits": report.map_hits, "eval_rank1": float(report.cmc[0])}
+        best_by = report.map_hits
+        if report.reranked is not None:
+            best_by = report.reranked.map_hits
+            scores |= {"eval_map_hits_rerank": best_by, "eval_rank1_rerank": float(report.reranked.cmc[0])}
+        run.log(self.iteration, scores)
+        logger.info("epoch %g: mAP %.4f", self.iteration / self.iterations_per_epoch, report.map_hits)
         self.evaluated_at = self.iteration
-        if self.best_map is None or report.map_hits > self.best_map:
-            self.best_map = float(report.map_hits)
+        if self.best_map is None or best_by > self.best_map:
+            self.best_map = float(best_by)
             run.save(self.checkpoint(made_by), best=True)
 
     def checkpoint(self, made_by: Mapping[str, Any]) -> Checkpoint:
@@ -444,27 +620,37 @@ class _Trainer:
             kind="reid",
             iteration=self.iteration,
             config=config_dict(self.config),
-            networks={"reid": {name: value.detach().cpu() for name, value in self.network.state_dict().items()}},
-            optimizers={"reid": self.optimizer.state_dict()},
+            networks={
+                name: {key: value.detach().cpu() for key, value in network.state_dict().items()}
+                for name, network in self._networks().items()
+            },
+            optimizers={name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
             rng=self.runtime.rng_state(),
             progress={
                 "evaluated_at": self.evaluated_at,
                 "best_map": self.best_map,
                 "window": dict(self.window),
                 "window_steps": self.window_steps,
+                "collapsed_for": self.collapsed_for,
+                "scaler": self.scaler.state_dict(),
             },
             made_by=dict(made_by),
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint; the network's weights are loaded already."""
-        self.optimizer.load_state_dict(checkpoint.optimizers["reid"])
+        """Go on from a checkpoint."""
+        for name, network in self._networks().items():
+            network.load_state_dict(checkpoint.networks[name])
+        for name, optimizer in self._optimizers().items():
+            optimizer.load_state_dict(checkpoint.optimizers[name])
+        self.scaler.load_state_dict(checkpoint.progress["scaler"])
         self.runtime.set_rng_state(checkpoint.rng)
         self.iteration = checkpoint.iteration
         self.evaluated_at = checkpoint.progress["evaluated_at"]
         self.best_map = checkpoint.progress["best_map"]
         self.window = dict(checkpoint.progress["window"])
         self.window_steps = checkpoint.progress["window_steps"]
+        self.collapsed_for = checkpoint.progress["collapsed_for"]
 
     def _refuse_nonfinite(self, values: Mapping[str, float], lr: float, batch: Batch) -> None:
         for name, value in values.items():
@@ -488,18 +674,43 @@ class _UntilSignal(NetworkEmbedder):
         return super().embed(images)
 
 
-def make_optimizer(network: Baseline, config: OptimConfig) -> torch.optim.Optimizer:
-    """One group for the trunk, one for the head."""
-    trunk = list(network.trunk.parameters())
+def make_optimizer(network: ReidNetwork, config: OptimConfig) -> torch.optim.Optimizer:
+    """One group for the trunk and the branches copied from it, one for what stands on them."""
+    modules = [network.shared, network.branches] if isinstance(network, MGN) else [network.trunk]
+    trunk = [parameter for module in modules for parameter in module.parameters()]
     in_trunk = {id(parameter) for parameter in trunk}
     head = [parameter for parameter in network.parameters() if id(parameter) not in in_trunk]
     groups = [{"params": trunk, "lr": config.lr * config.trunk_lr_factor}, {"params": head, "lr": config.lr}]
-    if config.kind == "sgd":
-        nesterov = config.momentum > 0
-        return torch.optim.SGD(
-            groups, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=nesterov, fused=True
-        )
-    return torch.optim.Adam(groups, weight_decay=config.weight_decay, fused=True)
+    betas, decay, eps = (config.beta1, config.beta2), config.weight_decay, config.eps
+    match config.kind:
+        case "adam":
+            return torch.optim.Adam(
+                groups, betas=betas, eps=eps, weight_decay=decay, amsgrad=config.amsgrad, fused=True
+            )
+        case "adamw":
+            return torch.optim.AdamW(
+                groups, betas=betas, eps=eps, weight_decay=decay, amsgrad=config.amsgrad, fused=True
+            )
+        case "nadam":
+            return torch.optim.NAdam(groups, betas=betas, eps=eps, weight_decay=decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, eps=eps, weight_decay=decay, momentum=config.momentum)
+        case "sgd":
+            return torch.optim.SGD(
+                groups, momentum=config.momentum, dampening=config.dampening, weight_decay=decay,
+                nesterov=config.nesterov, fused=True,
+            )  # fmt: skip
+
+
+def _metric_dims(config: NetworkConfig) -> tuple[int, ...]:
+    """The lengths of the network's metric vectors."""
+    match config.kind:
+        case "baseline":
+            return (config.bottleneck,)
+        case "mgn":
+            return (config.head_features,) * len(parse_granularities(config.granularities))
+        case "pcb":
+            return ()
 
 
 def batch_sheet(batch: Batch, index: DatasetIndex, columns: int) -> np.ndarray:
@@ -524,7 +735,9 @@ def batch_sheet(batch: Batch, index: DatasetIndex, columns: int) -> np.ndarray:
 def _make_sampler(config: ReidTrainConfig, index: DatasetIndex) -> BatchSampler:
     sampler = config.sampler
     if sampler.kind == "identity":
-        return IdentitySampler(index.label_array, sampler.ids_per_batch, sampler.images_per_id, config.seed)
+        return IdentitySampler(
+            index.label_array, sampler.ids_per_batch, sampler.images_per_id, config.seed, epoch=sampler.epoch
+        )
     return ShuffledSampler(len(index), sampler.batch_size, config.seed)
 
 

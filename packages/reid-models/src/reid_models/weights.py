@@ -1,27 +1,385 @@
 """Weights that were made elsewhere: by explicit path, strictly, and never by falling back to something else.
 
-load_trunk_weights(trunk, "weights/resnet50.pth")
-load_trunk_weights(trunk, "imagenet")     # torchvision's file from the torch hub cache, fetched there if it is missing
+    load_trunk_weights(trunk, "weights/resnet50.pth")
+    load_trunk_weights(trunk, "imagenet")     # torchvision's file from the torch hub cache, fetched if it is missing
+
+    weights = read_weights("experiment/adam_0/model/model_best.pt")   # what it is: weights.origin.describe()
+    network = network_of(weights.origin)                              # the network it fits, random as yet
+    report = load_weights(network, weights)                           # all of it, or WeightsError and no change
+    write_original(network, "model_best.pt")                          # under the original's names, in its order
+
+Files are read as tensors and plain containers only: nothing in them can run code.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 from urllib.error import URLError
 
 import torch
+import yaml
 from torch import Tensor, nn
 
-from reid_eval.errors import ReidError
-from reid_eval.files import file_fingerprint
-from reid_models.networks.resnet import ResNet50Trunk
+from reid_eval.files import atomic_path, file_fingerprint
+from reid_models.networks import MGN, PCB, Baseline, ReidNetwork
+from reid_models.networks.resnet import ResNet50Trunk, Trunk, make_trunk
+from reid_models.published import Published, WeightsError, baseline_names, mgn_names, recognise, wrapper_prefix
+from reid_models.runs import Checkpoint
 
 logger = logging.getLogger(__name__)
 
+_BATCH_COUNTER = "num_batches_tracked"
 
-class WeightsError(ReidError):
-    """A weight file is missing, damaged, or does not fit the network."""
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The tensors of a file, all finite, and what they are."""
+
+    path: Path
+    origin: Published | Checkpoint
+    state: dict[str, Tensor]
+    """by the file's own names, less what a wrapper put before all of them"""
+    notices: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """What the file is, in a few words."""
+        if isinstance(self.origin, Checkpoint):
+            return f"checkpoint of a {self.origin.kind} run at iteration {self.origin.iteration}"
+        return self.origin.describe()
+
+    def names(self, ours: Iterable[str]) -> dict[str, str]:
+        """The file's name for each of our names, in the file's order."""
+        if isinstance(self.origin, Checkpoint):
+            return {name: name for name in ours}
+        return self.origin.file_names(ours)
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """How the tensors of a file and of a network meet, by the file's names."""
+
+    file: str
+    what: str
+    network: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    """the network has them, the file has not"""
+    left_over: tuple[str, ...]
+    """the file has them, the network has not"""
+    reshaped: tuple[str, ...]
+    """both have them, of different shapes, which are told"""
+    dropped: tuple[str, ...]
+    """left out on purpose; what the network has of them stays as it is"""
+    notices: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing is missing, left over or reshaped."""
+        return not (self.missing or self.left_over or self.reshaped)
+
+    def to_text(self) -> str:
+        """A few lines for a terminal."""
+        lines = [f"matched     {len(self.matched)} tensors of {self.network}"]
+        for title, names in self._unmatched().items():
+            lines.append(f"{title:<12}{len(names) or 'none'}")
+            lines.extend(f"            {name}" for name in names)
+        if self.dropped:
+            lines.append(f"left out    {', '.join(self.dropped)}")
+        lines.extend(f"note        {notice}" for notice in self.notices)
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self) | {"fits": self.fits}
+
+    def refusal(self) -> str:
+        """Why it does not fit, in one line."""
+        found = "; ".join(
+            f"{len(names)} {title} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for title, names in self._unmatched().items()
+            if names
+        )
+        return (
+            f"{self.file}: {self.what}, does not fit {self.network}: {found}; nothing was loaded; "
+            "name what to leave out (names, or what they begin with), or take the network that the file is of"
+        )
+
+    def _unmatched(self) -> dict[str, tuple[str, ...]]:
+        return {"missing": self.missing, "left over": self.left_over, "reshaped": self.reshaped}
+
+
+def read_weights(file: Path | str) -> WeightFile:
+    """Read a file and say what it is: a state dict of a published network, or a checkpoint of ours.
+
+    Of MGN-pytorch the experiment's config.txt is read too, of the re-id baseline opts.yaml, when they lie where those
+    programs put them.
+
+    Raises:
+        WeightsError: no such file, damaged, more than tensors, a weight that is not finite, or no network known here.
+        CheckpointError: a checkpoint of ours in an unknown format.
+    """
+    file = Path(file)
+    content = _read(file)
+    if {"kind", "iteration", "networks", "format"} <= content.keys():
+        checkpoint = Checkpoint.load(file)
+        for state in checkpoint.networks.values():
+            _refuse_unusable(file, state)
+        networks = checkpoint.networks  # a moving average, where one was kept, is what was evaluated
+        return WeightFile(file, checkpoint, networks.get("average", networks.get("reid", {})))
+    state, notices = _state_of(file, content)
+    origin = _with_settings(recognise({name: value.shape for name, value in state.items()}, str(file)), file)
+    return WeightFile(file, origin, state, notices)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such weight file")
+    try:
+        with warnings.catch_warnings():  # of foreign pickles, which are refused in any case
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever zip, pickle or the file system raise
+        if asked := re.search(r"GLOBAL (\S+)", str(error)):
+            raise WeightsError(
+                f"{file}: refused: holds more than tensors ({asked[1]}), and such a file can run code; nothing was "
+                "run; expected a state dict (names and tensors)"
+            ) from None
+        reason = "" if isinstance(error, UnpicklingError | KeyError) else _first_line(str(error).strip())[:120]
+        raise WeightsError(f"{file}: damaged or no weight file ({reason or 'no pickle of tensors'})") from None
+    if not isinstance(content, dict) or not content:
+        found = "an empty one" if content == {} else type(content).__name__
+        raise WeightsError(f"{file}: expected a state dict (names and tensors), found {found}")
+    return content
+
+
+def _state_of(file: Path, content: dict[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of a state dict, and what had to be taken off."""
+    notices = []
+    if isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+        notices.append("taken from the entry state_dict; what lies beside it is not read")
+    _refuse_unusable(file, content)
+    if prefix := wrapper_prefix(content):
+        content = {name.removeprefix(prefix): value for name, value in content.items()}
+        notices.append(f"every name begins with {prefix} and was read without it")
+    return content, tuple(notices)
+
+
+def _refuse_unusable(source: Path | str, state: dict[str, Tensor]) -> None:
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value):
+            raise WeightsError(
+                f"{source}: expected a state dict (names and tensors), found {name!r}: {type(value).__name__}"
+            )
+        if not value.isfinite().all():
+            raise WeightsError(f"{source}: {name} holds NaN or infinity, so the network would compute nothing else")
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and not (value.is_quantized or value.is_complex() or value.is_meta)
+
+
+def _with_settings(origin: Published, file: Path) -> Published:
+    config_txt, opts = file.absolute().parent.parent / "config.txt", file.parent / "opts.yaml"
+    if origin.maker != "ReID-MGN" and origin.kind == "mgn" and config_txt.is_file():
+        return origin.with_config_txt(config_txt.read_text(encoding="utf-8", errors="replace"), str(config_txt))
+    if origin.kind in ("baseline", "pcb") and opts.is_file():
+        try:
+            values = yaml.safe_load(opts.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise WeightsError(f"{opts}: no YAML ({_first_line(str(error))}); correct or remove it") from None
+        return origin.with_opts(values, str(opts))
+    return origin
+
+
+def _first_line(text: str) -> str:
+    return (text.splitlines() or [""])[0]
+
+
+def compare(
+    network: nn.Module, weights: WeightFile, drop: Sequence[str] = (), *, features_only: bool = False
+) -> WeightsReport:
+    """How a file fits a network; arguments as of `load_weights`.
+
+    Raises:
+        WeightsError: `drop` names nothing that the file or the network has.
+    """
+    own = network.state_dict()
+    names = weights.names(own)
+    wanted = {theirs: own[ours].shape for ours, theirs in names.items()}
+    unused = () if isinstance(weights.origin, Checkpoint) else weights.origin.unused
+    everything = dict.fromkeys([*wanted, *weights.state])
+    for text in drop:
+        if not text or not any(name.startswith(text) for name in everything):
+            raise WeightsError(f"{weights.path}: neither the file nor the network has {text!r}, which is to be dropped")
+    dropped = {name for name in everything if name.startswith((*unused, *drop))}
+    notices = list(weights.notices)
+    if features_only:
+        classifiers = {theirs for ours, theirs in names.items() if re.search(r"(^|\.)classifier\.", ours)}
+        misfits = [
+            name for name in classifiers if name not in weights.state or weights.state[name].shape != wanted[name]
+        ]
+        if misfits:
+            notices.append(
+                f"{len(misfits)} tensors of classifiers do not fit and are left out: features do not need them"
+            )
+            dropped |= classifiers
+    counters = {name for name in wanted if name.endswith(_BATCH_COUNTER) and name not in weights.state}
+    if counters:
+        notices.append(f"{len(counters)} batch counters are not in the file (PyTorch before 0.4.1) and start at 0")
+    both = [name for name in wanted if name in weights.state and name not in dropped]
+    return WeightsReport(
+        file=str(weights.path),
+        what=weights.describe(),
+        network=type(network).__name__,
+        matched=tuple(name for name in both if weights.state[name].shape == wanted[name]),
+        missing=tuple(name for name in wanted if name not in weights.state and name not in dropped | counters),
+        left_over=tuple(name for name in weights.state if name not in wanted and name not in dropped),
+        reshaped=tuple(
+            f"{name} {tuple(weights.state[name].shape)}, not {tuple(wanted[name])}"
+            for name in both
+            if weights.state[name].shape != wanted[name]
+        ),
+        dropped=tuple(name for name in everything if name in dropped),
+        notices=tuple(notices),
+    )
+
+
+def load_weights(
+    network: nn.Module, file: WeightFile | Path | str, drop: Sequence[str] = (), *, features_only: bool = False
+) -> WeightsReport:
+    """Fill a network with a file's weights: all of them, or none.
+
+    `drop` holds names, or what names begin with, in the file's spelling: those are not loaded, and where the network
+    has them it keeps what it has. With `features_only` the classifiers are dropped when they are of another size.
+
+    Raises:
+        WeightsError: the file cannot be used (see `read_weights`) or does not fit; the network is unchanged.
+    """
+    weights = file if isinstance(file, WeightFile) else read_weights(file)
+    report = compare(network, weights, drop, features_only=features_only)
+    if not report.fits:
+        raise WeightsError(report.refusal())
+    for notice in report.notices:
+        logger.warning("%s: %s", weights.path, notice)
+    own, matched, dropped = network.state_dict(), set(report.matched), set(report.dropped)
+    loaded = {ours: weights.state[theirs] for ours, theirs in weights.names(own).items() if theirs in matched}
+    counters = {
+        ours: torch.zeros_like(own[ours])
+        for ours, theirs in weights.names(own).items()
+        if ours.endswith(_BATCH_COUNTER) and theirs not in matched | dropped
+    }
+    network.load_state_dict(own | counters | loaded)
+    logger.info("%s: %d tensors of %s", type(network).__name__, len(matched), weights.path)
+    return report
+
+
+def network_of(origin: Published, num_ids: int | None = None) -> ReidNetwork | Trunk:
+    """The network that a published file is of, with random weights; `num_ids` for classifiers of another size."""
+    num_ids = origin.num_ids if num_ids is None else num_ids
+    trunk = make_trunk(origin.trunk, last_stride=origin.last_stride)
+    match origin.kind:
+        case "trunk":
+            return trunk
+        case "baseline":
+            return Baseline(trunk, num_ids, bottleneck=origin.head_features)
+        case "pcb":
+            return PCB(trunk, num_ids, num_stripes=origin.stripes[0], head_features=origin.head_features)
+        case "mgn":
+            return MGN(
+                trunk,
+                num_ids,
+                origin.stripes,
+                head_features=origin.head_features,
+                pool=origin.pool,
+                classifier_bias=origin.classifier_bias,
+                first_stride=origin.last_stride,
+            )
+
+
+def published_as(network: ReidNetwork) -> Published:
+    """The published network that one of ours equals.
+
+    Raises:
+        WeightsError: there is none; the setting that makes the difference is named.
+    """
+    pool: Any = "avg"
+    strided: Any  # what has the stage whose stride a file does not tell
+    strides: tuple[int, ...]
+    match network:
+        case MGN():
+            names, strided, strides = mgn_names(network.granularities), network.branches[0], (2,)
+            pool, head = network.pools[0].kind, network.heads[0]
+            bias = "with" if head.classifier.bias is not None else "without"
+            _refuse_unpublished("neck", head.neck, ("relu",))
+            _refuse_unpublished("pool", pool, ("avg", "max"))
+            _refuse_unpublished(
+                "granularities",
+                f"{'-'.join(map(str, network.granularities))} {bias} classifier bias",
+                ("1-2-3 with classifier bias", "1-2-4 without classifier bias", "1-3-4 without classifier bias"),
+            )
+        case PCB():
+            names, strided, strides = baseline_names(len(network.heads)), network.trunk, (1,)
+        case Baseline():
+            names, strided, strides = baseline_names(), network.trunk, (1, 2)
+    state = network.state_dict()
+    trunk = "resnet50_ibn_a" if any(".IN." in name for name in state) else "resnet50"
+    _refuse_unpublished("trunk", trunk if any(".layer1." in name for name in state) else "small", ("resnet50",))
+    stride = strided.layer4[0].conv2.stride[0]
+    _refuse_unpublished("first_stride" if isinstance(network, MGN) else "last_stride", stride, strides)
+    theirs = Published("trunk", "", names).file_names(state)
+    found = recognise({theirs[ours]: value.shape for ours, value in state.items()}, type(network).__name__)
+    return dataclasses.replace(found, pool=pool, last_stride=stride)
+
+
+def _refuse_unpublished(setting: str, value: object, published: Sequence[object]) -> None:
+    if value not in published:
+        raise WeightsError(
+            f"network.{setting}={value}: no published program has such a network, so none could load it; "
+            f"published: {', '.join(map(str, published))}"
+        )
+
+
+def original_state(network: ReidNetwork) -> dict[str, Tensor]:
+    """A network's tensors by the names and in the order of the program that published it, which loads them strictly.
+
+    The re-id baseline keeps ImageNet's classifier and never uses it; here it is zeros.
+
+    Raises:
+        WeightsError: no published program has such a network.
+    """
+    own = network.state_dict()
+    state = {theirs: own[ours].detach().cpu() for ours, theirs in published_as(network).file_names(own).items()}
+    in_trunk = {name: value for name, value in state.items() if name.startswith("model.")}
+    unused = {"model.fc.weight": torch.zeros(1000, 2048), "model.fc.bias": torch.zeros(1000)} if in_trunk else {}
+    return in_trunk | unused | state
+
+
+def write_original(network: ReidNetwork, file: Path | str) -> Published:
+    """Write a network's weights for the program that published it; says what was written.
+
+    Raises:
+        WeightsError: no published program has such a network; or a weight is not finite.
+        OutputError: the file cannot be written.
+    """
+    state = original_state(network)
+    _refuse_unusable("the network", state)
+    with atomic_path(file) as part, part.open("wb") as stream:
+        # The format before PyTorch 1.6, because these programs are from before it.
+        try:
+            torch.save(OrderedDict(state), stream, _use_new_zipfile_serialization=False)
+        except RuntimeError as error:
+            raise OSError(f"PyTorch could not write it: {_first_line(str(error))}") from error
+    return published_as(network)
 
 
 def load_trunk_weights(trunk: nn.Module, source: str) -> None:
@@ -43,10 +401,13 @@ def load_trunk_weights(trunk: nn.Module, source: str) -> None:
         file = _imagenet_file()
     else:
         file = Path(source)
-    state = _read_state(file)
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    _load_strictly(trunk, state, file)
-    logger.info("trunk: weights of %s", file)
+        if not file.is_file():
+            raise WeightsError(f"{file}: no such weight file; give its path, imagenet, or none for random weights")
+    state, notices = _state_of(file, _read(file))
+    load_weights(trunk, WeightFile(file, _ANY_TRUNK, state, notices))
+
+
+_ANY_TRUNK = Published("trunk", "a trunk's weights", (("", ""),), unused=("fc.",))
 
 
 def _imagenet_file() -> Path:
@@ -70,31 +431,3 @@ def _imagenet_file() -> Path:
     elif not file_fingerprint(file).startswith(checksum):
         raise WeightsError(f"{file}: damaged (its SHA-256 does not begin with {checksum}); remove it and run again")
     return file
-
-
-def _read_state(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such weight file; give its path, imagenet, or none for random weights")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever zip, pickle or the file system raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{file}: damaged or no weight file ({reason[:120]})") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{file}: expected a state dict (names and tensors), found something else")
-    return state
-
-
-def _load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    own = network.state_dict()
-    # Files from before PyTorch 0.4.1 have no batch counters; PyTorch reads them, and so do we.
-    missing = sorted(name for name in own.keys() - state.keys() if not name.endswith("num_batches_tracked"))
-    left_over = sorted(state.keys() - own.keys())
-    misfits = [name for name in own if name in state and own[name].shape != state[name].shape]
-    for what, names in (("missing", missing), ("not known", left_over), ("of another shape", misfits)):
-        if names:
-            raise WeightsError(
-                f"{file}: {len(names)} of {len(own)} tensors {what} ({', '.join(names[:3])}, ...); "
-                "is this a file for this trunk?"
-            )
-    network.load_state_dict(own | state)

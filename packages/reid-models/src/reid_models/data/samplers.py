@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -45,7 +45,8 @@ class IdentitySampler:
 
     Identities come round in shuffled order, all equally often, however many pictures they have; each goes through its
     own pictures in shuffled order and starts over when it has none left. Whoever is left over when a round of
-    identities does not divide evenly waits for the next round.
+    identities does not divide evenly waits for the next round. An epoch has as many batches as hold all pictures once
+    (epoch "images"), or all identities once (epoch "identities").
 
     Raises:
         DatasetError: fewer than two identities, or fewer than `ids_per_batch`; no identity has two pictures and
@@ -53,7 +54,15 @@ class IdentitySampler:
         ValueError: `ids_per_batch` or `images_per_id` is below 1.
     """
 
-    def __init__(self, labels: Sequence[int] | np.ndarray, ids_per_batch: int, images_per_id: int, seed: int) -> None:
+    def __init__(
+        self,
+        labels: Sequence[int] | np.ndarray,
+        ids_per_batch: int,
+        images_per_id: int,
+        seed: int,
+        *,
+        epoch: Literal["images", "identities"] = "images",
+    ) -> None:
         if min(ids_per_batch, images_per_id) < 1:
             raise ValueError(f"expected at least 1 identity with 1 picture, got {ids_per_batch} x {images_per_id}")
         labels = np.asarray(labels)
@@ -71,7 +80,10 @@ class IdentitySampler:
                 f"sampler.images_per_id is {images_per_id}, but every identity of the training data has one picture: "
                 "nobody can be compared with another picture of themselves; add pictures, or set sampler.kind=shuffled"
             )
-        self.iterations_per_epoch = max(1, round(len(labels) / (ids_per_batch * images_per_id)))
+        if epoch == "images":
+            self.iterations_per_epoch = max(1, round(len(labels) / (ids_per_batch * images_per_id)))
+        else:
+            self.iterations_per_epoch = -(-len(self.rows_of) // ids_per_batch)
         self._epoch_rows = lru_cache(maxsize=2)(self._plan_epoch)
 
     def batch(self, iteration: int) -> list[Draw]:

@@ -1,7 +1,8 @@
 """Trunks: pictures in, a feature map out.
 
-`resnet50_trunk` is torchvision's ResNet-50 without its classifier; `small_trunk` has the same shape of thought at a
-size that trains on a CPU. Both tell their width in `num_features`.
+"resnet50" is torchvision's ResNet-50 without its classifier, "resnet50_ibn_a" the same with instance normalisation;
+"small" has the same shape of thought at a size that trains on a CPU. All tell their width in `num_features`, and copy
+themselves in two parts for networks that branch before the last stage.
 
     trunk = make_trunk("resnet50", last_stride=1)
     feature_map = trunk(images)      # (B, 2048, H/16, W/16)
@@ -9,34 +10,30 @@ size that trains on a CPU. Both tell their width in `num_features`.
 
 from __future__ import annotations
 
-from typing import Literal
+import copy
+from collections import OrderedDict
+from typing import Any, Literal
 
+import torch
 import torchvision
 from torch import Tensor, nn
 
-TrunkName = Literal["resnet50", "small"]
+TrunkName = Literal["resnet50", "resnet50_ibn_a", "small"]
 
 
-def make_trunk(name: TrunkName, *, last_stride: int = 1, width: int = 16) -> nn.Module:
+def make_trunk(name: TrunkName, *, last_stride: int = 1, width: int = 16) -> Trunk:
     """A trunk by name, with random weights; `width` is that of the small one's first stage."""
     match name:
         case "resnet50":
             return ResNet50Trunk(last_stride)
+        case "resnet50_ibn_a":
+            return ResNet50IbnTrunk(last_stride)
         case "small":
             return SmallTrunk(width, last_stride)
-    raise ValueError(f"trunk must be 'resnet50' or 'small', got {name!r}")
+    raise ValueError(f"trunk must be 'resnet50', 'resnet50_ibn_a' or 'small', got {name!r}")
 
 
-class ResNet50Trunk(nn.Module):
-    """ResNet-50 (He et al. 2016, torchvision's v1.5) up to its last feature map.
-
-    State keys are torchvision's (conv1, bn1, layer1 ... layer4; no fc), so its weight files fit.
-
-    Shapes:
-        images   (B, 3, H, W)
-        returns  (B, 2048, H/16, W/16) for last_stride 1, (B, 2048, H/32, W/32) for 2
-    """
-
+class _ResNet50(nn.Module):
     num_features = 2048
 
     def __init__(self, last_stride: int = 1) -> None:
@@ -53,6 +50,57 @@ class ResNet50Trunk(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def shared_part(self) -> nn.Sequential:
+        """A copy of what comes before branches: through the first block of layer3, (B, 1024, H/16, W/16)."""
+        names = "conv1", "bn1", "relu", "maxpool", "layer1", "layer2"
+        layers = OrderedDict((name, getattr(self, name)) for name in names)
+        return copy.deepcopy(nn.Sequential(layers | {"layer3": nn.Sequential(self.layer3[0])}))
+
+    def branch(self, stride: int) -> nn.Sequential:
+        """A copy of the rest, (B, 1024, H/16, W/16) to (B, 2048, ...), whose layer4 has this stride."""
+        layer3, layer4 = copy.deepcopy(nn.Sequential(*self.layer3[1:])), copy.deepcopy(self.layer4)
+        layer4[0].conv2.stride = layer4[0].downsample[0].stride = (stride, stride)
+        return nn.Sequential(OrderedDict(layer3=layer3, layer4=layer4))
+
+
+class ResNet50Trunk(_ResNet50):
+    """ResNet-50 (He et al. 2016, torchvision's v1.5) up to its last feature map.
+
+    State keys are torchvision's (conv1, bn1, layer1 ... layer4; no fc), so its weight files fit.
+
+    Shapes:
+        images   (B, 3, H, W)
+        returns  (B, 2048, H/16, W/16) for last_stride 1, (B, 2048, H/32, W/32) for 2
+    """
+
+
+class ResNet50IbnTrunk(_ResNet50):
+    """ResNet-50 IBN-a (Pan et al. 2018): half of some norms see one picture, so light and camera change less.
+
+    The first norm of each block of layer1, layer2 and layer3 is split. State keys are those of the published IBN-Net:
+    bn1.IN.* and bn1.BN.* in these blocks, elsewhere torchvision's.
+
+    Shapes: as of ResNet50Trunk.
+    """
+
+    def __init__(self, last_stride: int = 1) -> None:
+        super().__init__(last_stride)
+        for block in (*self.layer1, *self.layer2, *self.layer3):
+            block.bn1 = _InstanceBatchNorm(block.bn1.num_features)
+
+
+class _InstanceBatchNorm(nn.Module):
+    """Instance norm of the first half of the channels, batch norm of the others."""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.IN = nn.InstanceNorm2d(num_channels // 2, affine=True)
+        self.BN = nn.BatchNorm2d(num_channels - num_channels // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.split([self.IN.num_features, self.BN.num_features], dim=1)
+        return torch.cat([self.IN(first), self.BN(second)], dim=1)
 
 
 class SmallTrunk(nn.Module):
@@ -83,6 +131,16 @@ class SmallTrunk(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.stages(self.stem(images))
 
+    def shared_part(self) -> nn.Sequential:
+        """A copy of what comes before branches: all but the last stage, (B, 4 width, H/8, W/8)."""
+        return copy.deepcopy(nn.Sequential(OrderedDict(stem=self.stem, stages=self.stages[:3])))
+
+    def branch(self, stride: int) -> nn.Sequential:
+        """A copy of the last stage, (B, 4 width, H/8, W/8) to (B, 8 width, ...), with this stride."""
+        stage: Any = copy.deepcopy(self.stages[3])
+        stage.body[0].stride = stage.shortcut[0].stride = (stride, stride)
+        return nn.Sequential(OrderedDict(stage=stage))
+
 
 class _ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -103,3 +161,6 @@ class _ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.body(x) + self.shortcut(x))
+
+
+Trunk = ResNet50Trunk | ResNet50IbnTrunk | SmallTrunk

@@ -1,0 +1,143 @@
+"""train and extract with a file of somebody else's, and a run that is begun anew."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from reid_eval.features import ReidFeatures
+from reid_models.cli import main
+from reid_models.extraction import extract_features, load_file
+from reid_models.networks import Baseline
+from reid_models.networks.resnet import make_trunk
+from reid_models.runs import RunDir
+from reid_models.weights import write_original
+
+TINY = """
+image_hw: [32, 16]
+network: {trunk: small, width: 4, weights: none, bottleneck: 8}
+sampler: {ids_per_batch: 4, images_per_id: 2}
+schedule: {epochs: 1, warmup_epochs: 0}
+num_workers: 0
+"""
+
+
+def reid_models(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def train(tmp_path, toy_root):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY)
+
+    def run(name, *arguments):
+        return reid_models("train", "--config", config, "--data", toy_root, "--out", tmp_path / name, *arguments)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A net_last.pth of three identities, and the network in it."""
+    torch.manual_seed(0)
+    network = Baseline(make_trunk("resnet50", last_stride=2), 3)
+    file = tmp_path_factory.mktemp("models") / "net_last.pth"
+    write_original(network, file)
+    return file, network
+
+
+def test_a_published_file_gives_features_as_its_network_does(published, toy_root, toy_index, tmp_path):
+    file, network = published
+    out = tmp_path / "features.npz"
+    result = reid_models("extract", "--weights", file, "--data", toy_root, "--out", out, "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["extractor"] == "file:net_last.pth"
+    features = ReidFeatures.load(out)
+    assert features.meta["network_made_by"]["network"] == "person re-id baseline, ft_net"
+    embedder = load_file(file, "cpu")
+    embedder.network.load_state_dict(network.state_dict())
+    np.testing.assert_allclose(features.features, extract_features(embedder, toy_index).features, atol=1e-5)
+
+
+def test_training_starts_from_all_of_a_checkpoint(train, tmp_path):
+    assert train("first").exit_code == 0
+    best = tmp_path / "first" / "checkpoints" / "best.pt"
+    result = train("second", "--weights", best, "--set", "optim.lr=1e-30", "--set", "optim.weight_decay=0")
+    assert result.exit_code == 0, result.output
+    first, second = (RunDir.open(tmp_path / name).load("last") for name in ("first", "second"))
+    for name, value in first.networks["reid"].items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(second.networks["reid"][name], value)
+    assert second.made_by["weights"]["file"] == str(best)
+
+
+def test_classifiers_of_other_people_are_refused_unless_dropped(train, tmp_path):
+    train("first")
+    checkpoint = tmp_path / "first" / "checkpoints" / "best.pt"
+    values = torch.load(checkpoint, weights_only=True)
+    for name in ("classifier.weight", "classifier.bias"):
+        values["networks"]["reid"][name] = values["networks"]["reid"][name][:3].clone()
+    torch.save(values, checkpoint)
+    refused = train("second", "--weights", checkpoint)
+    assert refused.exit_code == 1
+    assert "reshaped (classifier.weight (3, 8), not (4, 8)" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "second").exists()
+    assert train("second", "--weights", checkpoint, "--drop", "classifier.").exit_code == 0
+
+
+def test_reset_moves_the_earlier_run_aside(train, tmp_path):
+    train("run")
+    before = (tmp_path / "run" / "log.jsonl").read_text()
+    assert train("run").exit_code == 1
+    for number in (1, 2):
+        result = train("run", "--reset")
+        assert result.exit_code == 0, result.output
+        assert f"moved the earlier run to {tmp_path}/run.old-{number}" in result.stderr
+    assert (tmp_path / "run.old-1" / "log.jsonl").read_text() == before
+    assert RunDir.open(tmp_path / "run").iterations()
+
+
+def test_reset_moves_nothing_that_is_no_run(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    result = train("run", "--reset")
+    assert result.exit_code == 1
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--reset", "--resume"], "give one of them"),
+        (["train", "--drop", "x"], "give both"),
+        (["extract"], "give either --run or --weights"),
+        (["extract", "--weights", "a.pth"], "--weights needs --data and --out"),
+    ],
+)
+def test_options_that_exclude_each_other_are_wrong_usage(arguments, message):
+    required = ["--data", "d", "--out", "o"] if arguments[0] == "train" else []
+    result = reid_models(*arguments, *required)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such weight file"), (b"nonsense", "damaged or no weight file"), ("run", "give the run's folder")],
+)
+def test_a_file_that_embeds_nothing_is_one_line(train, tmp_path, toy_root, content, message):
+    file = tmp_path / "weights.pth"
+    if content == "run":
+        train("run")
+        file = tmp_path / "run" / "checkpoints" / "best.pt"
+    elif content is not None:
+        file.write_bytes(content)
+    result = reid_models("extract", "--weights", file, "--data", toy_root, "--out", tmp_path / "f.npz")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "f.npz").exists()
