@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from reid_eval.features import ReidFeatures
 from reid_models.cli import main
-from reid_models.extraction import extract_features, load_file
+from reid_models.extraction import extract_features, load_embedder, load_file
 from reid_models.networks import Baseline
 from reid_models.networks.resnet import make_trunk
 from reid_models.runs import RunDir
@@ -72,6 +72,25 @@ def test_training_starts_from_all_of_a_checkpoint(train, tmp_path):
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(second.networks["reid"][name], value)
     assert second.made_by["weights"]["file"] == str(best)
+
+
+def test_untrained_is_the_network_that_the_file_held(train, tmp_path):
+    train("first")
+    best = tmp_path / "first" / "checkpoints" / "best.pt"
+    assert train("second", "--weights", best, "--set", "optim.lr=0.1").exit_code == 0
+    expected = load_embedder(tmp_path / "first", "best", "cpu").network.state_dict()
+    untrained = load_embedder(tmp_path / "second", device="cpu", untrained=True).network.state_dict()
+    assert all(torch.equal(untrained[name], expected[name]) for name in expected)
+
+
+def test_a_training_goes_on_with_the_weights_it_started_from_and_no_others(train, tmp_path):
+    train("first")
+    best = tmp_path / "first" / "checkpoints" / "best.pt"
+    train("second", "--weights", best)
+    refused = train("second", "--resume")
+    assert refused.exit_code == 1
+    assert f"cannot resume with other weights to start from ({best} -> none)" in refused.stderr
+    assert train("second", "--resume", "--weights", best).exit_code == 0
 
 
 def test_classifiers_of_other_people_are_refused_unless_dropped(train, tmp_path):

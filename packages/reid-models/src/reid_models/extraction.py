@@ -106,7 +106,10 @@ def load_embedder(
     config = config_from_dict(ReidTrainConfig, checkpoint.config, source=str(found.checkpoint_file(which)))
     runtime = Runtime.from_environment(device, config.precision)
     runtime.seed_everything(config.seed)
-    network = build_network(config.network, checkpoint.made_by["num_ids"], load_weights=untrained)
+    start = found.made_by.get("weights")  # a file given to the training in place of the trunk's weights
+    network = build_network(config.network, checkpoint.made_by["num_ids"], load_weights=untrained and not start)
+    if untrained and start:
+        load_weights(network, start["file"], start["dropped"])
     if not untrained:
         # A moving average, where one was kept, is what was evaluated.
         network.load_state_dict(checkpoint.networks.get("average", checkpoint.networks["reid"]))

@@ -133,11 +133,12 @@ class RunDir:
     ) -> RunDir:
         """Start a run in a new or empty folder, or return to it with `resume` under the same settings and data.
 
-        `made_by` holds plain values; its entry `index_fingerprint`, when given, must not change on resume.
+        `made_by` holds plain values; its entries `index_fingerprint` and `weights`, when given, must not change on
+        resume.
 
         Raises:
             OutputError: the folder holds other files, or a run already and `resume` is not set; or it cannot be made.
-            CheckpointError: resuming with other settings, another kind, or other data.
+            CheckpointError: resuming with other settings, another kind, other data, or other weights to start from.
         """
         path = Path(path)
         with _writing(path, "choose another --out"):
@@ -391,3 +392,13 @@ def _refuse_changes(stored: RunDir, config: Any, made_by: Mapping[str, Any]) -> 
             f"{stored.path}: cannot resume on other data (fingerprint {old} -> {new}); "
             "use the data it was started on or another --out"
         )
+    old, new = stored.made_by.get("weights"), made_by.get("weights")
+    if old != new:
+        raise CheckpointError(
+            f"{stored.path}: cannot resume with other weights to start from ({_told(old)} -> {_told(new)}); "
+            "give the --weights and --drop it was started with, or another --out"
+        )
+
+
+def _told(start: Mapping[str, Any] | None) -> str:
+    return "none" if start is None else " without ".join([str(start["file"]), *start["dropped"]])

@@ -330,7 +330,8 @@ def train_reid(
 
     The last checkpoints are kept under their iteration, the one of the highest mAP as "best". `stop_at` leaves, as if
     asked to stop, after that many iterations. `weights` is a published file or a checkpoint of ours to start from in
-    place of the trunk's weights; all of it has to fit but what `drop` names (see `weights.load_weights`).
+    place of the trunk's weights; all of it has to fit but what `drop` names (see `weights.load_weights`). To resume,
+    name them again.
 
     Raises:
         DatasetError, ConfigError: the data cannot be trained on or evaluated, or not with these settings.
@@ -611,11 +612,12 @@ class _Trainer:
         Raises:
             DivergedError: a weight is not finite; a checkpoint of it would be of no use.
         """
-        for name, value in self.network.state_dict().items():
-            if not value.isfinite().all():
-                raise DivergedError(
-                    f"{name} is not finite after iteration {self.iteration}, so it is not saved; {_CALMER}"
-                )
+        for network in self._networks().values():
+            for name, value in network.state_dict().items():
+                if not value.isfinite().all():
+                    raise DivergedError(
+                        f"{name} is not finite after iteration {self.iteration}, so it is not saved; {_CALMER}"
+                    )
         return Checkpoint(
             kind="reid",
             iteration=self.iteration,
