@@ -9,10 +9,11 @@ from click.testing import CliRunner
 
 from reid_eval.features import ReidFeatures
 from reid_models.cli import main
-from reid_models.extraction import extract_features, load_embedder, load_file
+from reid_models.extraction import NetworkEmbedder, extract_features, load_embedder
 from reid_models.networks import Baseline
 from reid_models.networks.resnet import make_trunk
 from reid_models.runs import RunDir
+from reid_models.runtime import Runtime
 from reid_models.weights import write_original
 
 TINY = """
@@ -57,8 +58,7 @@ def test_a_published_file_gives_features_as_its_network_does(published, toy_root
     assert json.loads(result.stdout)["extractor"] == "file:net_last.pth"
     features = ReidFeatures.load(out)
     assert features.meta["network_made_by"]["network"] == "person re-id baseline, ft_net"
-    embedder = load_file(file, "cpu")
-    embedder.network.load_state_dict(network.state_dict())
+    embedder = NetworkEmbedder(network, name="x", image_hw=(256, 128), runtime=Runtime.from_environment("cpu"))
     np.testing.assert_allclose(features.features, extract_features(embedder, toy_index).features, atol=1e-5)
 
 
@@ -134,14 +134,17 @@ def test_reset_moves_nothing_that_is_no_run(train, tmp_path):
         (["train", "--reset", "--resume"], "give one of them"),
         (["train", "--drop", "x"], "give both"),
         (["extract"], "give either --run or --weights"),
-        (["extract", "--weights", "a.pth"], "--weights needs --data and --out"),
+        (["extract", "--weights", "a.pth"], "--weights needs --data or --images, and --out"),
+        (["extract", "--run", "r", "--data", "d", "--images", "i"], "give either --data or --images"),
+        (["extract", "--run", "r", "--images", "i"], "--images needs --out"),
+        (["extract", "--run", "r", "--images", "i", "--split", "query"], "--split is for --data"),
     ],
 )
 def test_options_that_exclude_each_other_are_wrong_usage(arguments, message):
     required = ["--data", "d", "--out", "o"] if arguments[0] == "train" else []
     result = reid_models(*arguments, *required)
     assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.replace("│", "").split())
 
 
 @pytest.mark.parametrize(

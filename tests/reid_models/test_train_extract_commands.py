@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -67,7 +68,7 @@ def test_the_untrained_network_and_the_missing_flip_are_named_in_the_file(run, t
     [
         (["--which", "newest"], "--which newest: expected last, best"),
         (["--which", "5"], "no checkpoint of iteration 5; there are 6"),
-        (["--data", "nowhere"], "nowhere: the dataset is not there"),
+        (["--data", "nowhere"], "nowhere: no such folder; expected the folder that holds a dataset"),
         (["--device", "cuda:99"], "--device cuda:99: not available here"),
     ],
 )
@@ -121,6 +122,51 @@ def test_a_stop_signal_to_the_whole_group_saves_and_leaves_with_75(config_file, 
     assert process.returncode == 75, stderr
     assert f"{number.name}: saved iteration" in stderr
     assert "run it again to go on (train: with --resume)" in stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_extraction_goes_on_where_it_was_stopped_or_killed(run, toy_index, tmp_path, caplog, number):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for copy in range(2000):
+        source = toy_index.paths[copy % len(toy_index)]
+        (pictures / f"{copy:04}{source.suffix}").symlink_to(source)
+    out = tmp_path / "features.npz"
+    options = ["--run", run, "--images", pictures, "--out", out, "--device", "cpu", "--batch-size", "5"]
+    partial = tmp_path / "features.npz.partial"
+    command = [sys.executable, "-m", "reid_models.cli", "extract", *map(str, options)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        deadline_s = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline_s:
+            if partial.exists() and partial.stat().st_size > 5000:
+                break
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out.exists()) == (75 if number == signal.SIGTERM else -number, False), stderr
+    if number == signal.SIGTERM:
+        assert f"SIGTERM: vectors made so far are in {partial}; run the same command to go on" in stderr
+    result = reid_models("extract", *options)
+    assert result.exit_code == 0, result.output
+    assert "going on after" in caplog.text
+    assert "2000 images pictures, 16 numbers each, by reid:teacher@6" in result.stdout
+    assert not partial.exists()
+    features = ReidFeatures.load(out).features
+    np.testing.assert_allclose(features[: len(toy_index)], features[len(toy_index) : 2 * len(toy_index)], atol=1e-5)
+
+
+def test_other_splits_and_half_precision_can_be_asked_for(run, tmp_path):
+    file = tmp_path / "train.npz"
+    options = ["--run", run, "--out", file, "--split", "train_all", "--split", "query", "--half", "--device", "cpu"]
+    result = reid_models("extract", *options, "--json")
+    assert result.exit_code == 0, result.output
+    counts = json.loads(result.stdout)
+    features = ReidFeatures.load(file)
+    assert (counts["train"], counts["query"]) == (len(features.split("train")), len(features.query)) == (24, 8)
+    assert features.meta["precision"] == "bf16"
 
 
 def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(config_file, toy_root, tmp_path):

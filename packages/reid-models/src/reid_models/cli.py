@@ -196,10 +196,21 @@ def train(
 @click.option("--weights", type=_PATH, help="In place of --run: a published file; see reid-models inspect.")
 @click.option("--out", type=_PATH, help="The feature file (.npz); by default features.npz in the run's folder.")
 @click.option("--data", type=_PATH, help="The dataset; by default the one the run was trained on.")
+@click.option("--images", type=_PATH, help="In place of --data: a folder of pictures, however they are called.")
+@click.option(
+    "--split", "splits", multiple=True, metavar="NAME", help="In place of query and gallery: train_all, multi-query ..."
+)
 @click.option("--which", default="last", show_default=True, help="The checkpoint: last, best, or its iteration.")
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Add the vector of the mirrored picture.")
 @click.option("--untrained", is_flag=True, help="The same network as its training found it, to compare with.")
+@click.option("--half", is_flag=True, help="Compute in 16 bits: several times as fast, and a little less exact.")
+@click.option(
+    "--compile", is_flag=True, help="Compile the network first; pays for itself from thousands of pictures on."
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read pictures."
+)
 @_device
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def extract(
@@ -207,71 +218,94 @@ def extract(
     weights: Path | None,
     out: Path | None,
     data: Path | None,
+    images: Path | None,
+    splits: tuple[str, ...],
     which: str,
     flip: bool,
     untrained: bool,
+    half: bool,
+    compile: bool,
     batch_size: int,
+    workers: int,
     device: str,
     as_json: bool,
 ) -> None:
     """Write the feature file of a dataset's query and gallery, which reid-eval rank reads.
 
+    Stopped by SIGTERM or SIGINT (exit code 75), or killed, it leaves the vectors made so far beside the file, and the
+    same command goes on from them.
+
     \b
     Example:
       reid-models extract --run runs/teacher --out runs/teacher/features.npz
       reid-models extract --weights model_best.pt --data Market-1501-v15.09.15 --out features.npz
+      reid-models extract --run runs/teacher --images photos --out photos.npz
     """
     if (run_path is None) == (weights is None):
         raise click.UsageError("give either --run or --weights")
-    if weights and not (data and out):
-        raise click.UsageError("--weights needs --data and --out: a file does not tell where its data is")
+    if data and images:
+        raise click.UsageError("give either --data or --images")
+    if images and splits:
+        raise click.UsageError("--split is for --data: a folder of pictures has no splits")
+    if weights and not ((data or images) and out):
+        raise click.UsageError("--weights needs --data or --images, and --out: a file does not tell where its data is")
+    if images and not out:
+        raise click.UsageError("--images needs --out: a run's own features.npz is of its dataset")
     if weights and (untrained or which != "last"):
         raise click.UsageError("--untrained and --which are for --run: a file holds one network")
     with user_errors():
+        from reid_eval.errors import Stopped
         from reid_models.data.index import DatasetError, DatasetIndex
         from reid_models.extraction import extract_features, load_embedder, load_file, parse_which
         from reid_models.runs import RunDir
-        from reid_models.training import ReidTrainConfig
 
-        num_workers = 0
         if run_path is not None:
             run = RunDir.open(run_path, "reid")
-            num_workers = run.config(ReidTrainConfig).num_workers
-            if data is None and run.made_by["layout"] == "csv":
-                raise DatasetError(
-                    f"{run_path}: was trained on a table in {run.made_by['data']}; give that .csv with --data"
-                )
-            data, out = data or Path(str(run.made_by["data"])), out or run_path / "features.npz"
-        assert data is not None
+            if not (data or images):
+                if run.made_by["layout"] == "csv":
+                    raise DatasetError(
+                        f"{run_path}: was trained on a table in {run.made_by['data']}; give that .csv with --data"
+                    )
+                data = Path(str(run.made_by["data"]))
+                if not data.exists():
+                    raise DatasetError(f"{data}: the dataset is not there; give the folder that holds it with --data")
+            out = out or run_path / "features.npz"
         assert out is not None
-        root, file = data, out
-        if not root.exists():
-            raise DatasetError(f"{root}: the dataset is not there; give the folder that holds it with --data")
-        if file.is_dir():
-            raise OutputError(f"{file}: is a folder; expected a file's name, such as {file / 'features.npz'}")
+        if out.is_dir():
+            raise OutputError(f"{out}: is a folder; expected a file's name, such as {out / 'features.npz'}")
+        index = DatasetIndex.from_images(images) if images else DatasetIndex.open(str(data))
         if run_path is not None:
-            embedder = load_embedder(run_path, parse_which(which), device, untrained=untrained)
+            embedder = load_embedder(
+                run_path, parse_which(which), device, untrained=untrained, half=half, compile=compile
+            )
         else:
-            assert weights is not None
-            embedder = load_file(weights, device)
-        features = extract_features(
-            embedder,
-            DatasetIndex.open(root),
-            flip=flip,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
-        features.save(file)
-    click.echo(f"wrote {file}", err=True)
-    summary = {
-        "file": str(file),
-        "query": len(features.query),
-        "gallery": len(features.gallery),
-        "num_features": features.num_features,
-        "extractor": embedder.name,
-    }
-    text = "{query} query and {gallery} gallery pictures, {num_features} numbers each, by {extractor}"
-    click.echo(json.dumps(summary) if as_json else text.format(**summary))
+            embedder = load_file(str(weights), device, half=half, compile=compile)
+        partial = out.with_name(f"{out.name}.partial")
+        try:
+            with embedder.runtime.watch_signals():
+                features = extract_features(
+                    embedder,
+                    index,
+                    ("images",) if images else splits or ("query", "gallery"),
+                    flip=flip,
+                    batch_size=batch_size,
+                    num_workers=workers,
+                    partial=partial,
+                )
+        except Stopped as stopped:
+            raise Stopped(f"{stopped}: vectors made so far are in {partial}; run the same command to go on") from None
+        features.save(out)
+    counts = {split: int((features.splits == split).sum()) for split in dict.fromkeys(features.splits.tolist())}
+    num_features = features.num_features
+    del features  # which reads from the file that is removed now
+    partial.unlink()
+    click.echo(f"wrote {out}", err=True)
+    if as_json:
+        summary = {"file": str(out), **counts, "num_features": num_features, "extractor": embedder.name}
+        click.echo(json.dumps(summary))
+    else:
+        pictures = " and ".join(f"{number} {split}" for split, number in counts.items())
+        click.echo(f"{pictures} pictures, {num_features} numbers each, by {embedder.name}")
 
 
 @main.command()

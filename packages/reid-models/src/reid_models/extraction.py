@@ -7,8 +7,11 @@ features.save("features.npz")
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,18 +20,22 @@ import torch
 from torch import Tensor, nn
 
 import reid_models
-from reid_eval.features import ReidFeatures
-from reid_eval.files import file_fingerprint
-from reid_eval.progress import track
+from reid_eval.errors import Stopped
+from reid_eval.features import FeatureFileError, ReidFeatures
+from reid_eval.files import file_fingerprint, fingerprint
+from reid_eval.progress import progress
 from reid_models.config import ConfigError, config_from_dict
 from reid_models.data.index import DatasetIndex
-from reid_models.data.loading import PersonDataset, make_loader
+from reid_models.data.loading import Batch, PersonDataset, make_loader
 from reid_models.data.samplers import in_order
 from reid_models.data.transforms import eval_transform
 from reid_models.networks import MGN, PCB, Baseline, ReidNetwork
+from reid_models.networks.folding import folded
 from reid_models.runs import Checkpoint, RunDir
 from reid_models.runtime import Runtime
 from reid_models.weights import WeightsError, load_weights, network_of, read_weights
+
+logger = logging.getLogger(__name__)
 
 Which = int | Literal["last", "best"]
 
@@ -57,12 +64,20 @@ class Embedder(Protocol):
     image_hw: tuple[int, int]
     num_features: int
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of whatever decides the vectors."""
+
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) on any device to vectors (B, num_features), float32, on the CPU."""
 
 
 class NetworkEmbedder:
-    """An `Embedder` around a network, which is set to evaluation for each call."""
+    """An `Embedder` around a copy of a network, made for nothing else: without graph, classifiers and batch norms.
+
+    `compile` compiles it for one size of batch, to which smaller ones are filled up; where that fails it goes on
+    without, and says so. While `runtime` watches signals, `embed` raises `Stopped` once one has come.
+    """
 
     def __init__(
         self,
@@ -70,30 +85,52 @@ class NetworkEmbedder:
         *,
         name: str,
         image_hw: tuple[int, int],
-        num_features: int,
         runtime: Runtime,
         made_by: dict[str, Any] | None = None,
+        compile: bool = False,
     ) -> None:
-        self.network, self.runtime = network, runtime
-        self.name, self.image_hw, self.num_features = name, image_hw, num_features
+        self.runtime, self.name, self.image_hw = runtime, name, image_hw
+        self.num_features = network.num_features
         self.made_by = made_by or {}
+        self.network = runtime.prepare(folded(network))
+        self._embed = runtime.compiled(self.network.embed, frozen=True) if compile else self.network.embed
+        self._batch_size = 0 if compile else None
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) on any device to vectors (B, num_features), float32, on the CPU."""
-        was_training = self.network.training
-        self.network.eval()
+        """Images (B, 3, H, W) on any device to vectors (B, num_features), float32, on the CPU.
+
+        Raises:
+            Stopped: a signal asked for it.
+        """
+        if self.runtime.stop_signal is not None:
+            raise Stopped(self.runtime.stop_signal)
+        number = len(images)
+        if self._batch_size is not None:
+            self._batch_size = max(number, self._batch_size)
+            images = nn.functional.pad(images, (0,) * 7 + (self._batch_size - number,))
         with torch.inference_mode(), self.runtime.autocast():
-            embeddings = self.network.embed(self.runtime.to_device(images))
-        self.network.train(was_training)
-        return embeddings.float().cpu()
+            return self._embed(self.runtime.to_device(images))[:number].float().cpu()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the weights and of what the network computes in."""
+        state = self.network.state_dict()
+        return fingerprint([self.runtime.precision, *(value.cpu().numpy().tobytes() for value in state.values())])
 
 
 def load_embedder(
-    run: Path | str, which: Which = "last", device: str = "auto", *, untrained: bool = False
+    run: Path | str,
+    which: Which = "last",
+    device: str = "auto",
+    *,
+    untrained: bool = False,
+    half: bool = False,
+    compile: bool = False,
 ) -> NetworkEmbedder:
     """The network of a trained run, ready to embed; needs nothing but the run's folder.
 
     `untrained` gives the same network with the weights that its training started from: what it is to be compared with.
+    `half` computes in 16 bits, whatever the precision of the training was; without it, in 32.
 
     Raises:
         CheckpointError: no run of a re-identification network there, or no such checkpoint.
@@ -104,7 +141,7 @@ def load_embedder(
     found = RunDir.open(run, "reid")
     checkpoint = found.load(which)
     config = config_from_dict(ReidTrainConfig, checkpoint.config, source=str(found.checkpoint_file(which)))
-    runtime = Runtime.from_environment(device, config.precision)
+    runtime = Runtime.for_inference(device, half=half)
     runtime.seed_everything(config.seed)
     start = found.made_by.get("weights")  # a file given to the training in place of the trunk's weights
     network = build_network(config.network, checkpoint.made_by["num_ids"], load_weights=untrained and not start)
@@ -115,16 +152,16 @@ def load_embedder(
         network.load_state_dict(checkpoint.networks.get("average", checkpoint.networks["reid"]))
     state = "untrained" if untrained else str(checkpoint.iteration)
     return NetworkEmbedder(
-        runtime.prepare(network).eval(),
+        network,
         name=f"reid:{found.path.resolve().name}@{state}",
         image_hw=config.image_hw,
-        num_features=network.num_features,
         runtime=runtime,
         made_by={"run": str(found.path), "iteration": 0 if untrained else checkpoint.iteration, **checkpoint.made_by},
+        compile=compile,
     )
 
 
-def load_file(file: Path | str, device: str = "auto") -> NetworkEmbedder:
+def load_file(file: Path | str, device: str = "auto", *, half: bool = False, compile: bool = False) -> NetworkEmbedder:
     """The network of a file that another program published, ready to embed pictures of the size it was made for.
 
     Raises:
@@ -137,14 +174,13 @@ def load_file(file: Path | str, device: str = "auto") -> NetworkEmbedder:
     if not isinstance(network, Baseline | MGN | PCB):
         raise WeightsError(f"{file}: {weights.describe()}, a trunk without a head; train one on it (network.weights)")
     load_weights(network, weights, features_only=True)
-    runtime = Runtime.from_environment(device)
     return NetworkEmbedder(
-        runtime.prepare(network).eval(),
+        network,
         name=f"file:{Path(file).name}",
         image_hw=weights.origin.image_hw,
-        num_features=network.num_features,
-        runtime=runtime,
+        runtime=Runtime.for_inference(device, half=half),
         made_by={"file": str(file), "sha256": file_fingerprint(file), "network": weights.describe()},
+        compile=compile,
     )
 
 
@@ -156,40 +192,133 @@ def extract_features(
     flip: bool = True,
     batch_size: int = 64,
     num_workers: int = 0,
+    partial: Path | str | None = None,
 ) -> ReidFeatures:
     """Vectors of unit length for every picture of some splits; with `flip`, of a picture and its mirror image together.
+
+    With `partial`, vectors go to that file as they are made, and an extraction that was interrupted goes on from it:
+    the same as one that was not. It holds a row per picture, as large as the feature file will be, and is the caller's
+    to remove. A file of another extraction is begun anew, with a notice.
 
     Raises:
         DatasetError: a split has no images.
         ImageError: a picture is damaged.
+        FeatureFileError: a vector is not finite.
+        Stopped: a signal came; with `partial`, run again to go on.
     """
     parts = [index.split(split) for split in splits]
     chosen = DatasetIndex(index.root, index.layout, tuple(record for part in parts for record in part))
-    features = np.empty((len(chosen), embedder.num_features), np.float32)
+    meta = {
+        "extractor": embedder.name,
+        "reid_models": reid_models.__version__,
+        "torch": str(torch.__version__),
+        "flip": flip,
+        "image_hw": list(embedder.image_hw),
+        "data": str(index.root),
+        "index_fingerprint": index.fingerprint,
+        **({"precision": runtime.precision} if (runtime := getattr(embedder, "runtime", None)) else {}),
+        **({"network_made_by": made_by} if (made_by := getattr(embedder, "made_by", None)) else {}),
+    }
+    shape = (len(chosen), embedder.num_features)
+    if partial is None:
+        rows: _Rows = _Rows(shape)
+    else:
+        key = fingerprint([json.dumps(meta), *splits, embedder.fingerprint])
+        rows = _RowsInFile(shape, Path(partial), key, chosen.paths)
     dataset = PersonDataset(chosen, embedder.image_hw)
-    loader = make_loader(dataset, in_order(len(chosen), batch_size), num_workers=num_workers)
-    for batch in track(loader, "extracting", total=-(-len(chosen) // batch_size)):
-        vectors = embedder.embed(batch.images)
-        if flip:
-            vectors = vectors + embedder.embed(batch.images.flip(3))
-        features[batch.rows.numpy()] = nn.functional.normalize(vectors, dim=1).numpy()
+    loader = make_loader(dataset, in_order(len(chosen), batch_size, first=rows.done), num_workers=num_workers)
+    with rows, progress("extracting", len(chosen), rows.done) as bar:
+        for batch in loader:
+            vectors = embedder.embed(batch.images)
+            if flip:
+                vectors = vectors + embedder.embed(batch.images.flip(3))
+            _refuse_nonfinite(vectors, chosen, batch)
+            rows.append(nn.functional.normalize(vectors, dim=1).numpy())
+            bar.advance(len(vectors))
     return ReidFeatures(
-        features=features,
+        features=rows.features(),
         pids=chosen.pids,
         camids=chosen.camids,
         splits=np.array([record.split for record in chosen]),
         paths=np.array([Path(os.path.relpath(path, index.root)).as_posix() for path in chosen.paths]),
-        meta={
-            "extractor": embedder.name,
-            "reid_models": reid_models.__version__,
-            "torch": str(torch.__version__),
-            "flip": flip,
-            "image_hw": list(embedder.image_hw),
-            "data": str(index.root),
-            "index_fingerprint": index.fingerprint,
-            **({"network_made_by": made_by} if (made_by := getattr(embedder, "made_by", None)) else {}),
-        },
+        meta=meta,
     )
+
+
+def _refuse_nonfinite(vectors: Tensor, index: DatasetIndex, batch: Batch) -> None:
+    bad = (~vectors.isfinite().all(dim=1)).nonzero()
+    if len(bad):
+        raise FeatureFileError(
+            f"{index[int(batch.rows[bad[0, 0]])].path}: its vector is not finite; extract without half precision, or "
+            "with an earlier checkpoint"
+        )
+
+
+class _Rows:
+    """Vectors (N, D), filled in from the first row on."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape, self.done = shape, 0
+        self._array = np.empty(shape, np.float32)
+
+    def append(self, vectors: np.ndarray) -> None:
+        """The next rows."""
+        self._array[self.done : self.done + len(vectors)] = vectors
+        self.done += len(vectors)
+
+    def features(self) -> np.ndarray:
+        """All rows, once they are there."""
+        return self._array
+
+    def __enter__(self) -> None:
+        """Rows are appended within the block."""
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing more will be appended."""
+
+
+class _RowsInFile(_Rows):
+    """The same in a file: a line of text that says what the rows are of, then the rows, in the order they were made.
+
+    The file may be left at any moment: a row that was cut off is made again, and so is everything from the first
+    picture on that has changed since.
+    """
+
+    _HEADER_BYTES = 64
+
+    def __init__(self, shape: tuple[int, int], file: Path, key: str, paths: Sequence[Path]) -> None:
+        self.shape, self.file, self.done = shape, file, 0
+        header = f"reid-models rows {key}".ljust(self._HEADER_BYTES - 1).encode() + b"\n"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = file.open("r+b" if file.exists() else "w+b")
+        row_bytes = 4 * shape[1]
+        found = self._stream.read(self._HEADER_BYTES)
+        if found == header:
+            state = file.stat()
+            whole = paths[: (state.st_size - self._HEADER_BYTES) // row_bytes]
+            is_new = (not path.exists() or path.stat().st_mtime > state.st_mtime for path in whole)
+            self.done = next((row for row, changed in enumerate(is_new) if changed), len(whole))
+            logger.warning("%s: going on after %d of %d pictures", file, self.done, shape[0])
+        elif found:
+            logger.warning("%s: is of another extraction, so this one begins anew", file)
+        if self.done == 0:
+            self._stream.seek(0)
+            self._stream.write(header)
+        self._stream.seek(self._HEADER_BYTES + self.done * row_bytes)
+        self._stream.truncate()
+
+    def append(self, vectors: np.ndarray) -> None:
+        """The next rows."""
+        self._stream.write(np.ascontiguousarray(vectors, np.float32).data)
+        self._stream.flush()
+        self.done += len(vectors)
+
+    def features(self) -> np.ndarray:
+        """All rows, read from the file as they are needed."""
+        return np.memmap(self.file, np.float32, "r", self._HEADER_BYTES, self.shape)
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
 
 
 class FrechetExtractor:

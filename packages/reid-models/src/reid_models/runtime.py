@@ -57,6 +57,16 @@ class Runtime:
             raise ConfigError(f"--max-hours: must be positive, got {max_hours:g}")
         return cls(choose_device(device), precision, max_hours)
 
+    @classmethod
+    def for_inference(cls, device: str = "auto", *, half: bool = False) -> Runtime:
+        """A device to embed on, in float32 or in `half` of it: bfloat16 on a CPU, elsewhere float16.
+
+        Raises:
+            ConfigError: the device does not exist here.
+        """
+        chosen = choose_device(device)
+        return cls(chosen, ("bf16" if chosen.type == "cpu" else "fp16") if half else "fp32")
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes files."""
@@ -91,12 +101,13 @@ class Runtime:
         """Scales losses so that float16 gradients do not vanish; does nothing in another precision."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def compiled(self, module: nn.Module) -> Callable[..., Any]:
-        """The module through torch.compile or, when its first call fails to compile, as it is, with a warning.
+    def compiled(self, module: Callable[..., Any], *, frozen: bool = False) -> Callable[..., Any]:
+        """What torch.compile makes of a module or function or, when its first call fails, itself, with a warning.
 
-        The compiled function shares the module's weights.
+        The compiled function shares the module's weights; `frozen` says that they and the sizes of inputs never change.
         """
-        function: Callable[..., Any] = torch.compile(module)
+        options: dict[str, Any] = {"options": {"freezing": True}, "dynamic": False} if frozen else {}
+        function: Callable[..., Any] = torch.compile(module, **options)
         has_run = False
 
         def call(*inputs: Any) -> Any:

@@ -580,11 +580,10 @@ class _Trainer:
         Raises:
             Stopped: a signal came. The state is as before, so the evaluation starts over when the run goes on.
         """
-        embedder = _UntilSignal(
+        embedder = NetworkEmbedder(
             self.average or self.network,
             name=f"reid:{name}@{self.iteration}",
             image_hw=self.config.image_hw,
-            num_features=self.network.num_features,
             runtime=self.runtime,
         )
         features = extract_features(embedder, data, num_workers=self.config.num_workers)
@@ -665,15 +664,6 @@ class _Trainer:
 
 
 _CALMER = "lower optim.lr or lengthen schedule.warmup_epochs in a new run; what was saved before is intact"
-
-
-class _UntilSignal(NetworkEmbedder):
-    """Embeds until a signal asks to stop: an evaluation may take longer than a batch system waits."""
-
-    def embed(self, images: Tensor) -> Tensor:
-        if self.runtime.stop_signal is not None:
-            raise Stopped(self.runtime.stop_signal)
-        return super().embed(images)
 
 
 def make_optimizer(network: ReidNetwork, config: OptimConfig) -> torch.optim.Optimizer:

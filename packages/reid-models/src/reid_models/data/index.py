@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reid_eval.errors import ReidError
-from reid_eval.files import fingerprint, is_image_name
+from reid_eval.files import ImageError, fingerprint, is_image_name, list_images
 
 SPLITS = ("train", "val", "query", "gallery", "multi-query")
 LAYOUTS = (
@@ -104,7 +104,7 @@ class DatasetIndex:
     def splits(self) -> tuple[str, ...]:
         """The splits that have images."""
         present = {record.split for record in self.records}
-        return tuple(split for split in SPLITS if split in present)
+        return tuple(split for split in (*SPLITS, "images") if split in present)
 
     def split(self, name: str) -> DatasetIndex:
         """The records of one split; "train_all" is train and val together.
@@ -199,6 +199,26 @@ class DatasetIndex:
     def from_prepared(cls, root: Path | str) -> DatasetIndex:
         """Read a folder-per-identity dataset (`train_all train val query gallery multi-query`)."""
         return cls.open(root, "prepared")
+
+    @classmethod
+    def from_images(cls, folder: Path | str) -> DatasetIndex:
+        """All pictures of a folder and those below it as one split, "images", whatever they are called.
+
+        Who is seen is taken from names that parse, and is -1 for all others.
+
+        Raises:
+            DatasetError: no such folder, or no picture in it.
+        """
+        folder = Path(folder)
+        try:
+            files = list_images(folder)
+        except ImageError as error:
+            raise DatasetError(str(error)) from None
+        if not files:
+            raise DatasetError(f"{folder}: no images here or below")
+        named = [parse_name(file.name) or FileIdentity(-1, -1) for file in files]
+        records = (ImageRecord(file, *who, "images") for file, who in zip(files, named, strict=True))
+        return cls(folder, "images", tuple(records))
 
     @classmethod
     def from_csv(cls, file: Path | str) -> DatasetIndex:

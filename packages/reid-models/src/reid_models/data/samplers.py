@@ -149,9 +149,9 @@ class ShuffledSampler:
         return (self.batch(iteration) for iteration in range(first, last))
 
 
-def in_order(num_rows: int, batch_size: int) -> Iterator[list[Draw]]:
-    """All rows once, in order; the last batch may be smaller. For evaluation, where nothing is drawn."""
-    for start in range(0, num_rows, batch_size):
+def in_order(num_rows: int, batch_size: int, *, first: int = 0) -> Iterator[list[Draw]]:
+    """All rows from `first` on, in order; the last batch may be smaller. For evaluation, where nothing is drawn."""
+    for start in range(first, num_rows, batch_size):
         yield [Draw(row, 0) for row in range(start, min(start + batch_size, num_rows))]
 
 
