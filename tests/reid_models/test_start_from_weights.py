@@ -1,6 +1,7 @@
 """train and extract with a file of somebody else's, and a run that is begun anew."""
 
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -60,6 +61,23 @@ def test_a_published_file_gives_features_as_its_network_does(published, toy_root
     assert features.meta["network_made_by"]["network"] == "person re-id baseline, ft_net"
     embedder = NetworkEmbedder(network, name="x", image_hw=(256, 128), runtime=Runtime.from_environment("cpu"))
     np.testing.assert_allclose(features.features, extract_features(embedder, toy_index).features, atol=1e-5)
+
+
+def test_with_a_file_of_weights_nothing_is_looked_for_in_the_network(published, toy_root, tmp_path, monkeypatch):
+    def connect(*_):
+        raise AssertionError("somebody asked the internet")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty-cache"))
+    file, _ = published
+    options = ["--weights", file, "--data", toy_root, "--device", "cpu"]
+    assert reid_models("extract", *options, "--workers", 0, "--out", tmp_path / "features.npz").exit_code == 0
+    settings = tmp_path / "full-size.yaml"
+    settings.write_text("network: {last_stride: 2}\nschedule: {epochs: 1}\nimage_hw: [32, 16]\nnum_workers: 0\n")
+    sets = ["--set", "sampler.ids_per_batch=4", "--drop", "classifier"]
+    result = reid_models("train", "--config", settings, *options, "--out", tmp_path / "run", *sets)
+    assert result.exit_code == 0, result.output
 
 
 def test_training_starts_from_all_of_a_checkpoint(train, tmp_path):

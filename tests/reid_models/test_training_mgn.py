@@ -83,6 +83,31 @@ def test_pcb_trains_with_the_identity_loss(toy_index, tmp_path):
     assert load_embedder(run.path).num_features == 3 * 32
 
 
+def test_a_run_that_stops_after_every_epoch_equals_one_that_never_stops(toy_index, tmp_path):
+    groups = {"optim": {"amsgrad": True}, "augmentation": {"erase": 0.5}, "checkpoint_every": 1, "eval_every": 2}
+    straight = train(toy_index, tmp_path / "straight", **groups)
+    epoch = straight.load("last").iteration // 4
+    for finished in (1, 2, 3):
+        with pytest.raises(Stopped):
+            train(toy_index, tmp_path / "stopped", stop_at=finished * epoch, resume=finished > 1, **groups)
+    stopped = train(toy_index, tmp_path / "stopped", resume=True, **groups)
+    assert_same(weights_of(stopped), weights_of(straight))
+    assert stopped.read_log() == straight.read_log()
+    assert stopped.load("best").progress == straight.load("best").progress
+
+
+@pytest.mark.parametrize(
+    ("ids_per_batch", "image_hw", "head_features"),
+    [(3, [48, 16], 8), (2, [64, 48], 8), (4, [16, 16], 3), (3, [128, 16], 1)],
+    ids=["one-person-left-over", "wide", "small", "tall"],
+)
+def test_batches_pictures_and_heads_may_have_any_size(toy_index, tmp_path, ids_per_batch, image_hw, head_features):
+    network = {"head_features": head_features, "granularities": "1-2"}
+    sampler = {"ids_per_batch": ids_per_batch, "epoch": "identities"}
+    run = train(toy_index, tmp_path / "run", network=network, sampler=sampler, image_hw=image_hw)
+    assert load_embedder(run.path, device="cpu").num_features == 4 * head_features
+
+
 def test_centres_move_and_are_resumed_like_everything_else(toy_index, tmp_path):
     groups = {
         "loss": {"terms": "CrossEntropy+0.005*CenterLoss"},

@@ -32,14 +32,14 @@ def resize_pixels(pixels: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
 def to_images(pixels: np.ndarray) -> Tensor:
     """Pixels (H, W, 3) or (B, H, W, 3) to images (B, 3, H, W)."""
     batch = torch.from_numpy(np.array(pixels, copy=True)).reshape(-1, *pixels.shape[-3:])
-    return normalise(batch.permute(0, 3, 1, 2).float() / 255)
+    return normalise(batch.permute(0, 3, 1, 2).float().div_(255))
 
 
 def normalise(unit: Tensor) -> Tensor:
     """RGB in 0..1, (..., 3, H, W), to network input."""
     mean = unit.new_tensor(MEAN)[:, None, None]
     deviation = unit.new_tensor(DEVIATION)[:, None, None]
-    return (unit - mean) / deviation
+    return (unit - mean).div_(deviation)
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
