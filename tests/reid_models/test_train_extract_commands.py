@@ -152,7 +152,7 @@ def test_an_extraction_goes_on_where_it_was_stopped_or_killed(run, toy_index, tm
     result = reid_models("extract", *options)
     assert result.exit_code == 0, result.output
     assert "going on after" in caplog.text
-    assert "2000 images pictures, 16 numbers each, by reid:teacher@6" in result.stdout
+    assert "2000 pictures, 16 numbers each, by reid:teacher@6" in result.stdout
     assert not partial.exists()
     features = ReidFeatures.load(out).features
     np.testing.assert_allclose(features[: len(toy_index)], features[len(toy_index) : 2 * len(toy_index)], atol=1e-5)

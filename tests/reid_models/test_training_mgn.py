@@ -108,6 +108,14 @@ def test_batches_pictures_and_heads_may_have_any_size(toy_index, tmp_path, ids_p
     assert load_embedder(run.path, device="cpu").num_features == 4 * head_features
 
 
+def test_more_pictures_of_a_person_than_there_are_is_told(toy_index, tmp_path, caplog):
+    train(toy_index, tmp_path / "enough", schedule={"epochs": 1})
+    assert "fewer pictures" not in caplog.text
+    run = train(toy_index, tmp_path / "run", sampler={"images_per_id": 9}, schedule={"epochs": 1})
+    assert "4 of 4 identities have fewer pictures than sampler.images_per_id=9" in caplog.text
+    assert run.load("last").progress["best_map"] > 0
+
+
 def test_centres_move_and_are_resumed_like_everything_else(toy_index, tmp_path):
     groups = {
         "loss": {"terms": "CrossEntropy+0.005*CenterLoss"},

@@ -304,7 +304,7 @@ def extract(
         summary = {"file": str(out), **counts, "num_features": num_features, "extractor": embedder.name}
         click.echo(json.dumps(summary))
     else:
-        pictures = " and ".join(f"{number} {split}" for split, number in counts.items())
+        pictures = " and ".join(f"{number} {split}" for split, number in counts.items()).removesuffix(" images")
         click.echo(f"{pictures} pictures, {num_features} numbers each, by {embedder.name}")
 
 

@@ -727,9 +727,15 @@ def batch_sheet(batch: Batch, index: DatasetIndex, columns: int) -> np.ndarray:
 def _make_sampler(config: ReidTrainConfig, index: DatasetIndex) -> BatchSampler:
     sampler = config.sampler
     if sampler.kind == "identity":
-        return IdentitySampler(
+        made = IdentitySampler(
             index.label_array, sampler.ids_per_batch, sampler.images_per_id, config.seed, epoch=sampler.epoch
         )
+        if few := sum(len(rows) < sampler.images_per_id for rows in made.rows_of):
+            logger.warning(
+                "%d of %d identities have fewer pictures than sampler.images_per_id=%d; batches show some twice",
+                few, len(made.rows_of), sampler.images_per_id,
+            )  # fmt: skip
+        return made
     return ShuffledSampler(len(index), sampler.batch_size, config.seed)
 
 
