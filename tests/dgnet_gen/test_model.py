@@ -135,6 +135,11 @@ def test_a_missing_network_is_named(name):
         ("networks.n_res=3", "networks.n_res: the appearance code of 64 cannot be cut into 3"),
         ("networks.mlp_dims=4", "did you mean networks.mlp_dim"),
         ("networks.trunk=vgg", "networks.trunk"),
+        ("networks.activation=gelu", "networks.activation"),
+        ("networks.structure_dropout=1", "networks.structure_dropout: must be at least 0 and below 1"),
+        ("networks.discriminator_attention=3", "networks.discriminator_attention: must be 0, 1 or 2, got 3"),
+        ("networks.discriminator_attention=-1", "networks.discriminator_attention: must be at least 0"),
+        ("networks.normalise_code=true", "networks.normalise_code: has a meaning for networks.heads=one alone"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(override, message):

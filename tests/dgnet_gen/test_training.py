@@ -340,6 +340,7 @@ def test_resuming_from_a_checkpoint_cut_in_half_names_it(index, tmp_path):
         ({"batch_size": 1}, "batch_size: batch norm needs at least 2"),
         ({"erasing": 1.5}, "erasing: is a probability"),
         ({"max_iter": 0}, "max_iter: must be at least 1"),
+        ({"networks": dataclasses.replace(TINY, heads="one")}, "networks.heads: one is for published networks"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message):

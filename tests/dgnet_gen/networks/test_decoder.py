@@ -59,3 +59,64 @@ def test_mix_pairs_every_structure_with_every_appearance():
     assert list(zip(structure.flatten().tolist(), appearance.flatten().tolist(), strict=True)) == [
         (1, 10), (1, 20), (1, 30), (2, 10), (2, 20), (2, 30)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("blocks", ["basic", "series", "parallel"])
+def test_every_kind_of_block_has_the_same_weights_and_paints_another_picture(blocks):
+    decoder, basic = small_decoder(blocks=blocks), small_decoder()
+    decoder.load_state_dict(basic.state_dict())
+    inputs = torch.rand(1, 8), torch.rand(1, 4, 8, 4)
+    assert torch.equal(decoder(*inputs), basic(*inputs)) == (blocks == "basic")
+
+
+def test_attention_comes_after_the_blocks_and_starts_without_effect():
+    decoder, plain = small_decoder(attention=True), small_decoder()
+    left_over = decoder.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert {name.split(".")[0] for name in left_over} == {"attention"}
+    inputs = torch.rand(1, 8), torch.rand(1, 4, 8, 4)
+    assert torch.equal(decoder(*inputs), plain(*inputs))
+    torch.nn.init.ones_(decoder.attention.gamma)
+    seen = []
+    decoder.blocks[-1].register_forward_hook(lambda block, inputs, output: seen.append(output))
+    decoder.attention.register_forward_hook(lambda part, inputs, output: seen.append(inputs[0]))
+    assert not torch.allclose(decoder(*inputs), plain(*inputs))
+    assert torch.equal(*seen)
+
+
+def test_dropout_acts_on_the_structure_in_training_alone():
+    decoder, plain = small_decoder(dropout=0.5), small_decoder()
+    inputs = torch.rand(1, 8), torch.rand(1, 4, 8, 4)
+    assert torch.equal(decoder.eval()(*inputs), plain(*inputs))
+    seen = []
+    decoder.blocks[0].register_forward_hook(lambda block, inputs, output: seen.append(inputs[0]))
+    decoder.train()(*inputs)
+    dropped = seen[0] == 0
+    assert 0 < dropped.sum() < dropped.numel()
+    torch.testing.assert_close(seen[0][~dropped], 2 * inputs[1][~dropped])
+
+
+def test_a_normalised_mlp_forgets_the_scale_of_its_hidden_layer():
+    decoder = small_decoder(mlp_norm="instance", activation="relu").double()
+    part = torch.rand(2, 4, dtype=torch.float64)
+    first, hidden, second, _, last = decoder.scales[0]
+    x = first(part)
+    for layer in (second, last):
+        x = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        x = layer(x.clamp(min=0))
+    torch.testing.assert_close(decoder.scales[0](part), x)
+    assert not list(hidden.parameters())
+
+
+def test_prelu_is_learned_in_every_unit_and_mlp():
+    names = small_decoder(activation="prelu").state_dict()
+    assert {name.rsplit(".activation", 1)[0] for name in names if "activation" in name} == {
+        *(f"{kind}.{k}.{hidden}" for kind in ("scales", "shifts") for k in (0, 1) for hidden in (1, 3)),
+        "blocks.0.first", "blocks.1.first", "upsampled.0", "upsampled.1", "finish.0", "finish.1",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("padding", ["replicate", "zero"])
+def test_padding_changes_the_edge_of_the_picture(padding):
+    torch.manual_seed(1)
+    inputs = torch.rand(1, 8), torch.rand(1, 4, 8, 4)
+    assert not torch.allclose(small_decoder(padding=padding)(*inputs), small_decoder()(*inputs))

@@ -2,7 +2,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dgnet_gen.networks.layers import ConvUnit, ResidualBlock, SampleNorm, adaptive_instance_norm, reflect_pad
+from dgnet_gen.networks.layers import (
+    ConvUnit,
+    ResidualBlock,
+    SampleNorm,
+    SelfAttention,
+    adaptive_instance_norm,
+    init_weights,
+    make_activation,
+    pad,
+)
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -48,17 +57,17 @@ def test_sample_norm_computes_in_float32_for_half_precision():
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (5, 9)])
 def test_padding_reflects_where_the_map_is_large_enough(height, width):
     x = normal(1, 1, height, width)
-    torch.testing.assert_close(reflect_pad(x, 3), F.pad(x, (3, 3, 3, 3), mode="reflect"))
+    torch.testing.assert_close(pad(x, 3), F.pad(x, (3, 3, 3, 3), mode="reflect"))
 
 
 def test_padding_repeats_the_edge_where_it_cannot_reflect():
     x = normal(1, 1, 8, 3)
-    assert torch.equal(reflect_pad(x, 3), F.pad(x, (3, 3, 3, 3), mode="replicate"))
+    assert torch.equal(pad(x, 3), F.pad(x, (3, 3, 3, 3), mode="replicate"))
 
 
 def test_padding_of_nothing_is_nothing():
     x = normal(1, 1, 4, 4)
-    assert reflect_pad(x, 0) is x
+    assert pad(x, 0) is x
 
 
 @pytest.mark.parametrize(("stride", "dilation", "hw"), [(1, 1, (8, 6)), (2, 1, (4, 3)), (1, 2, (8, 6))])
@@ -81,3 +90,120 @@ def test_the_two_units_of_a_block_get_their_own_half_of_the_parameters():
     inner = block.first(x, scales[:, :2], shifts[:, :2])
     expected = x + block.second(inner, scales[:, 2:], shifts[:, 2:])
     torch.testing.assert_close(block(x, scales, shifts), expected)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("reflect", "reflect"), ("replicate", "replicate"), ("zero", "constant")])
+def test_padding_is_of_the_kind_asked_for(kind, mode):
+    x = normal(1, 2, 5, 6)
+    assert torch.equal(pad(x, 2, kind), F.pad(x, (2, 2, 2, 2), mode=mode))
+    unit = ConvUnit(2, 3, 3, padding=kind, active=False).double()
+    assert torch.equal(unit(x), unit.conv(F.pad(x, (1, 1, 1, 1), mode=mode)))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("leaky_relu", lambda x: torch.where(x > 0, x, 0.2 * x)),
+        ("relu", lambda x: x.clamp(min=0)),
+        ("prelu", lambda x: torch.where(x > 0, x, 0.25 * x)),
+        # Klambauer et al. 2017: lambda and alpha that keep mean 0 and variance 1
+        ("selu", lambda x: 1.0507009873554805 * torch.where(x > 0, x, 1.6732632423543772 * (x.exp() - 1))),
+        ("tanh", lambda x: (x.exp() - (-x).exp()) / (x.exp() + (-x).exp())),
+    ],
+)
+def test_activations_are_their_formulas(name, expected):
+    x = normal(1, 2, 3, 3)
+    torch.testing.assert_close(make_activation(name).double()(x), expected(x))
+    unit = ConvUnit(2, 2, 1, activation=name).double()
+    torch.testing.assert_close(unit(x), expected(unit.conv(x)))
+
+
+def test_an_activation_of_another_name_is_refused():
+    with pytest.raises(ValueError, match="got 'gelu'"):
+        make_activation("gelu")
+
+
+def test_only_prelu_has_something_to_learn():
+    learned = {
+        name: list(make_activation(name).state_dict()) for name in ("leaky_relu", "relu", "prelu", "selu", "tanh")
+    }
+    assert learned == {"leaky_relu": [], "relu": [], "prelu": ["weight"], "selu": [], "tanh": []}
+
+
+def test_a_unit_keeps_norm_then_activation_then_convolution():
+    unit = ConvUnit(2, 2, 3, norm="layer", activation="prelu")
+    assert list(unit.state_dict()) == ["norm.gamma", "norm.beta", "activation.weight", "conv.weight", "conv.bias"]
+
+
+def slow_instance_norm(x):
+    deviation = ((x - x.mean((2, 3), keepdim=True)) ** 2).mean((2, 3), keepdim=True).add(1e-5).sqrt()
+    return (x - x.mean((2, 3), keepdim=True)) / deviation
+
+
+@pytest.mark.parametrize("norm", ["adain_series", "adain_parallel"])
+def test_units_with_two_norms_agree_with_the_slow_version(norm):
+    unit = ConvUnit(3, 3, 3, norm=norm).double()
+    x, scale, shift = normal(2, 3, 6, 5), normal(2, 3, seed=1), normal(2, 3, seed=2)
+    y = unit.conv(F.pad(x, (1, 1, 1, 1), mode="reflect"))
+    painted = slow_instance_norm(y if norm == "adain_series" else x) * scale[..., None, None] + shift[..., None, None]
+    y = slow_instance_norm(y + painted)
+    torch.testing.assert_close(unit(x, scale, shift), torch.where(y > 0, y, 0.2 * y))
+
+
+def test_a_batch_norm_is_over_the_batch():
+    unit = ConvUnit(2, 3, 1, norm="batch", active=False).double()
+    y = unit.conv(normal(4, 2, 5, 5))
+    mean, variance = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(unit(normal(4, 2, 5, 5)), (y - mean) / (variance + 1e-5).sqrt())
+
+
+def test_self_attention_agrees_with_a_loop_over_positions():
+    attention = SelfAttention(16).double()
+    torch.nn.init.constant_(attention.gamma, 0.7)
+    x = normal(2, 16, 3, 4)
+    expected = x.clone()
+    for sample in range(2):
+        query, key, value = (
+            part(x[[sample]])[0].flatten(1) for part in (attention.query, attention.key, attention.value)
+        )
+        for here in range(12):
+            weights = torch.stack([(query[:, here] * key[:, there]).sum() for there in range(12)]).exp()
+            seen = sum(weights[there] * value[:, there] for there in range(12)) / weights.sum()
+            expected[sample, :, here // 4, here % 4] += 0.7 * seen
+    torch.testing.assert_close(attention(x), expected)
+
+
+def test_fresh_self_attention_changes_nothing_but_can_learn():
+    attention = SelfAttention(16)
+    x = normal(1, 16, 4, 4, dtype=torch.float32)
+    assert torch.equal(attention(x), x)
+    attention(x).square().sum().backward()
+    assert attention.gamma.grad.abs() > 0
+    assert {name: tuple(value.shape) for name, value in attention.state_dict().items()} == {
+        "gamma": (1,), "query.weight": (2, 16, 1, 1), "query.bias": (2,), "key.weight": (2, 16, 1, 1),
+        "key.bias": (2,), "value.weight": (16, 16, 1, 1), "value.bias": (16,),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "deviation"),
+    [
+        ("kaiming", (2 / (8 * 9)) ** 0.5),
+        ("gaussian", 0.02),
+        ("xavier", 2**0.5 * (2 / (8 * 9 + 200 * 9)) ** 0.5),
+        ("orthogonal", (2 / 200) ** 0.5),  # 72 orthogonal columns of length sqrt 2, over 200 rows
+    ],
+)
+def test_fresh_weights_have_the_deviation_of_their_rule(kind, deviation):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(8, 200, 3)
+    init_weights(conv, kind)
+    assert conv.weight.std().item() == pytest.approx(deviation, rel=0.03)  # 14400 numbers: 1 % is three deviations
+    assert conv.bias.abs().max() == 0
+
+
+def test_default_weights_are_left_as_they_are():
+    conv = torch.nn.Conv2d(2, 2, 3)
+    before = {name: value.clone() for name, value in conv.state_dict().items()}
+    init_weights(conv, "default")
+    assert all(torch.equal(value, before[name]) for name, value in conv.state_dict().items())

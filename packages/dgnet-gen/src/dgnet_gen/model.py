@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dgnet_gen.networks.decoder import Decoder
-from dgnet_gen.networks.discriminator import MultiScaleDiscriminator
+from dgnet_gen.networks.decoder import Blocks, Decoder
+from dgnet_gen.networks.discriminator import DiscriminatorNorm, MultiScaleDiscriminator
 from dgnet_gen.networks.encoders import AppearanceEncoder, StructureEncoder
+from dgnet_gen.networks.layers import Activation, Init, Padding
 from reid_eval.files import file_fingerprint
 from reid_models.config import ConfigError, config_from_dict
 from reid_models.data.transforms import to_gray
@@ -38,7 +39,7 @@ class Codes(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworksConfig:
-    """Every width of the four networks; the defaults are the published full size."""
+    """Every width and choice of the four networks; the defaults are the published full size."""
 
     image_hw: tuple[int, int] = (256, 128)
     trunk: Literal["resnet50", "small"] = "resnet50"
@@ -49,22 +50,54 @@ class NetworksConfig:
     bottleneck: int = 512
     dropout_primary: float = 0.5
     dropout_fine: float = 0.75
+    heads: Literal["two", "one"] = "two"
+    """of the appearance encoder; one is the published "plain" style, which nothing here trains"""
+    pool: Literal["max", "avg"] = "max"
+    """of the appearance encoder, for code and heads"""
+    normalise_code: bool = False
+    """whether an appearance code has length 1, for heads one"""
+    enlarge_small: bool = False
+    """whether the appearance encoder sees pictures of up to 128 rows at twice their size, as published"""
     structure_dim: int = 16
+    structure_tanh: bool = False
+    structure_dropout: float = 0.0
+    """on the structure code that enters the decoder"""
     n_downsample: int = 2
     n_res: int = 4
     mlp_dim: int = 512
+    mlp_norm: Literal["none", "instance"] = "none"
+    decoder_blocks: Blocks = "basic"
+    decoder_attention: bool = False
+    activation: Activation = "leaky_relu"
+    """of structure encoder and decoder"""
+    padding: Padding = "reflect"
+    """of structure encoder and decoder"""
+    init: Init = "kaiming"
+    """of structure encoder and decoder"""
     discriminator_dim: int = 32
     discriminator_layers: int = 2
     discriminator_res: int = 4
     num_scales: int = 3
+    discriminator_norm: DiscriminatorNorm = "none"
+    discriminator_activation: Activation = "leaky_relu"
+    discriminator_padding: Padding = "reflect"
+    discriminator_attention: int = 0
+    """self-attention blocks: 1 before the last convolution, 2 also before the residual blocks"""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if type(value) is int and value < (0 if name == "discriminator_res" else 1):
-                raise ConfigError(f"networks.{name}: must be at least 1, got {value}")
-        for name in ("dropout_primary", "dropout_fine"):
+            least = 0 if name in ("discriminator_res", "discriminator_attention") else 1
+            if type(value) is int and value < least:
+                raise ConfigError(f"networks.{name}: must be at least {least}, got {value}")
+        if self.discriminator_attention > 2:
+            raise ConfigError(
+                f"networks.discriminator_attention: must be 0, 1 or 2, got {self.discriminator_attention}"
+            )
+        for name in ("dropout_primary", "dropout_fine", "structure_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"networks.{name}: must be at least 0 and below 1, got {getattr(self, name):g}")
+        if self.normalise_code and self.heads == "two":
+            raise ConfigError("networks.normalise_code: has a meaning for networks.heads=one alone, found heads=two")
         height, width = self.image_hw
         step = 2**self.n_downsample
         if height % step or width % step or min(height, width) < 4 * step:
@@ -95,17 +128,43 @@ class DGNet:
             stripes=config.stripes,
             bottleneck=config.bottleneck,
             dropouts=(config.dropout_primary, config.dropout_fine),
+            heads=config.heads,
+            pool=config.pool,
+            normalise_code=config.normalise_code,
+            enlarge_small=config.enlarge_small,
         )
-        self.structure_encoder = StructureEncoder(config.structure_dim, config.n_downsample, config.n_res)
+        self.structure_encoder = StructureEncoder(
+            config.structure_dim,
+            config.n_downsample,
+            config.n_res,
+            tanh=config.structure_tanh,
+            activation=config.activation,
+            padding=config.padding,
+            init=config.init,
+        )
         self.decoder = Decoder(
             self.appearance_encoder.code_length,
             self.structure_encoder.out_channels,
             n_upsample=config.n_downsample,
             n_res=config.n_res,
             mlp_dim=config.mlp_dim,
+            mlp_norm=config.mlp_norm,
+            blocks=config.decoder_blocks,
+            attention=config.decoder_attention,
+            dropout=config.structure_dropout,
+            activation=config.activation,
+            padding=config.padding,
+            init=config.init,
         )
         self.discriminator = MultiScaleDiscriminator(
-            config.discriminator_dim, config.discriminator_layers, config.discriminator_res, config.num_scales
+            config.discriminator_dim,
+            config.discriminator_layers,
+            config.discriminator_res,
+            config.num_scales,
+            norm=config.discriminator_norm,
+            activation=config.discriminator_activation,
+            padding=config.discriminator_padding,
+            attention=config.discriminator_attention,
         )
 
     @classmethod

@@ -139,6 +139,8 @@ class DGNetTrainConfig:
                 raise ConfigError(f"{name}: is a probability, expected 0 to 1, got {getattr(self, name):g}")
         if self.batch_size < 2:
             raise ConfigError("batch_size: batch norm needs at least 2, got 1")
+        if self.networks.heads == "one":
+            raise ConfigError("networks.heads: one is for published networks that are only used; training takes two")
         if self.trunk_weights == "imagenet" and self.networks.trunk != "resnet50":
             raise ConfigError(
                 f"trunk_weights: imagenet is for networks.trunk=resnet50, found {self.networks.trunk}; "

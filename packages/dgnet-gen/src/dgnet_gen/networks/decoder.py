@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgnet_gen.networks.layers import SLOPE, ConvUnit, ResidualBlock, kaiming_init
+from dgnet_gen.networks.layers import (
+    Activation,
+    ConvUnit,
+    Init,
+    Norm,
+    Padding,
+    ResidualBlock,
+    SelfAttention,
+    init_weights,
+    make_activation,
+)
+
+Blocks = Literal["basic", "series", "parallel"]
+_NORM_OF: dict[Blocks, Norm] = {"basic": "adain", "series": "adain_series", "parallel": "adain_parallel"}
 
 
 class Decoder(nn.Module):
@@ -14,7 +29,8 @@ class Decoder(nn.Module):
 
     The appearance code is cut into as many slices as there are residual blocks; slice k passes through two small
     networks whose outputs are the scales and shifts of block k. Nothing is stored between calls: the parameters of the
-    norms travel as arguments.
+    norms travel as arguments. `blocks` says how a block uses them (see `layers`), `attention` adds self-attention after
+    the blocks, `dropout` acts on the structure that comes in.
 
     Shapes:
         appearance  (B, code_length)   code_length a multiple of n_res
@@ -23,44 +39,76 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, code_length: int, channels: int = 128, *, n_upsample: int = 2, n_res: int = 4, mlp_dim: int = 512
+        self,
+        code_length: int,
+        channels: int = 128,
+        *,
+        n_upsample: int = 2,
+        n_res: int = 4,
+        mlp_dim: int = 512,
+        mlp_norm: Literal["none", "instance"] = "none",
+        blocks: Blocks = "basic",
+        attention: bool = False,
+        dropout: float = 0.0,
+        activation: Activation = "leaky_relu",
+        padding: Padding = "reflect",
+        init: Init = "kaiming",
     ) -> None:
         super().__init__()
         if code_length % n_res:
             raise ValueError(f"an appearance code of {code_length} cannot be cut into {n_res} equal slices")
         slice_length = code_length // n_res
-        self.blocks = nn.ModuleList(ResidualBlock(channels, "adain") for _ in range(n_res))
-        self.scales = nn.ModuleList(_mlp(slice_length, mlp_dim, 2 * channels) for _ in range(n_res))
-        self.shifts = nn.ModuleList(_mlp(slice_length, mlp_dim, 2 * channels) for _ in range(n_res))
+
+        def unit(in_channels: int, out_channels: int, kernel: int, norm: Norm = "none") -> ConvUnit:
+            return ConvUnit(in_channels, out_channels, kernel, norm=norm, activation=activation, padding=padding)
+
+        def mlp() -> nn.Module:
+            return nn.Sequential(
+                nn.Linear(slice_length, mlp_dim),
+                _Hidden(activation, mlp_norm),
+                nn.Linear(mlp_dim, mlp_dim),
+                _Hidden(activation, mlp_norm),
+                nn.Linear(mlp_dim, 2 * channels),
+            )
+
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(channels, _NORM_OF[blocks], activation=activation, padding=padding) for _ in range(n_res)
+        )
+        self.scales = nn.ModuleList(mlp() for _ in range(n_res))
+        self.shifts = nn.ModuleList(mlp() for _ in range(n_res))
+        self.attention = SelfAttention(channels) if attention else None
         units = []
         width = channels
         for _ in range(n_upsample):
-            units.append(ConvUnit(width, width // 2, 5, norm="layer"))
+            units.append(unit(width, width // 2, 5, "layer"))
             width //= 2
         self.upsampled = nn.ModuleList(units)
-        self.finish = nn.Sequential(
-            ConvUnit(width, width, 3), ConvUnit(width, width, 3), ConvUnit(width, 3, 1, active=False)
-        )
-        kaiming_init(self)
+        self.finish = nn.Sequential(unit(width, width, 3), unit(width, width, 3), ConvUnit(width, 3, 1, active=False))
+        init_weights(self, init)
 
     def forward(self, appearance: Tensor, structure: Tensor) -> Tensor:
-        x = structure
+        x = self.dropout(structure)
         slices = appearance.chunk(len(self.blocks), dim=1)
         for block, scale, shift, part in zip(self.blocks, self.scales, self.shifts, slices, strict=True):
             x = block(x, scale(part), shift(part))
+        if self.attention is not None:
+            x = self.attention(x)
         for unit in self.upsampled:
             x = unit(F.interpolate(x, scale_factor=2, mode="nearest"))
         return self.finish(x)
 
 
-def _mlp(in_features: int, hidden: int, out_features: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(in_features, hidden),
-        nn.LeakyReLU(SLOPE),
-        nn.Linear(hidden, hidden),
-        nn.LeakyReLU(SLOPE),
-        nn.Linear(hidden, out_features),
-    )
+class _Hidden(nn.Module):
+    """What follows a hidden linear layer: an activation, before it perhaps a norm of each sample over its features."""
+
+    def __init__(self, activation: Activation, norm: Literal["none", "instance"]) -> None:
+        super().__init__()
+        self.normalised = norm == "instance"
+        self.activation = make_activation(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(F.layer_norm(x, x.shape[1:]) if self.normalised else x)
 
 
 def mix(appearance: Tensor, structure: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,62 +2,76 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgnet_gen.networks.layers import ConvUnit, ResidualBlock, kaiming_init
+from dgnet_gen.networks.layers import Activation, ConvUnit, Init, Padding, ResidualBlock, init_weights
 
 
 class StructureEncoder(nn.Module):
     """E_s: a grey picture to a map of structure.
 
     A stem, `n_downsample` halvings, residual blocks, and an ASPP that doubles the width. With dim 16, n_downsample 2
-    and 4 blocks this is the published network.
+    and 4 blocks this is the published network. `tanh` bounds the code.
 
     Shapes:
         gray     (B, 1, H, W)   H, W multiples of 2^n_downsample
         returns  (B, out_channels, H/2^n_downsample, W/2^n_downsample); out_channels = dim * 2^(n_downsample + 1)
     """
 
-    def __init__(self, dim: int = 16, n_downsample: int = 2, n_res: int = 4) -> None:
+    def __init__(
+        self,
+        dim: int = 16,
+        n_downsample: int = 2,
+        n_res: int = 4,
+        *,
+        tanh: bool = False,
+        activation: Activation = "leaky_relu",
+        padding: Padding = "reflect",
+        init: Init = "kaiming",
+    ) -> None:
         super().__init__()
         if n_downsample < 1:
             raise ValueError(f"n_downsample must be at least 1, got {n_downsample}")
-        units = [
-            ConvUnit(1, dim, 3, stride=2, norm="instance"),
-            ConvUnit(dim, 2 * dim, 3, norm="instance"),
-        ]
+
+        def unit(in_channels: int, out_channels: int, stride: int = 1) -> ConvUnit:
+            return ConvUnit(
+                in_channels, out_channels, 3, stride=stride, norm="instance", activation=activation, padding=padding
+            )
+
+        units = [unit(1, dim, 2), unit(dim, 2 * dim)]
         width = 2 * dim
         for _ in range(n_downsample - 1):
-            units += [
-                ConvUnit(width, width, 3, norm="instance"),
-                ConvUnit(width, 2 * width, 3, stride=2, norm="instance"),
-            ]
+            units += [unit(width, width), unit(width, 2 * width, 2)]
             width *= 2
         self.stem = nn.Sequential(*units)
-        self.blocks = nn.Sequential(*(ResidualBlock(width, "instance") for _ in range(n_res)))
-        self.pyramid = _Pyramid(width)
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(width, "instance", activation=activation, padding=padding) for _ in range(n_res))
+        )
+        self.pyramid = _Pyramid(width, activation, padding)
+        self.tanh = tanh
         self.out_channels = 2 * width
-        kaiming_init(self)
+        init_weights(self, init)
 
     def forward(self, gray: Tensor) -> Tensor:
-        return self.pyramid(self.blocks(self.stem(gray)))
+        code = self.pyramid(self.blocks(self.stem(gray)))
+        return code.tanh() if self.tanh else code
 
 
 class _Pyramid(nn.Module):
     """ASPP: a 1x1 unit beside three 3x3 units of dilation 3, 6 and 9, fused to twice the width."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, activation: Activation, padding: Padding) -> None:
         super().__init__()
         half = width // 2
         self.plain = ConvUnit(width, half, 1, norm="instance", active=False)
         self.dilated = nn.ModuleList(
             nn.Sequential(
-                ConvUnit(width, half, 1, norm="instance"),
-                ConvUnit(half, half, 3, dilation=dilation, norm="instance", active=False),
+                ConvUnit(width, half, 1, norm="instance", activation=activation),
+                ConvUnit(half, half, 3, dilation=dilation, norm="instance", padding=padding, active=False),
             )
             for dilation in (3, 6, 9)
         )
@@ -73,21 +87,24 @@ class AppearanceOutput(NamedTuple):
     """What the appearance encoder says of a picture."""
 
     code: Tensor
-    """(B, stripes * num_features) appearance code, without gradient"""
+    """(B, stripes * num_features) appearance code; without gradient where there are two heads"""
     primary: Tensor
     """(B, K) logits of the primary head"""
     fine: Tensor
-    """(B, K) logits of the fine-grained head"""
+    """(B, K) logits of the fine-grained head; with one head, those of the primary"""
     embeddings: Tensor
-    """(B, 2 * bottleneck) both heads' embeddings, for retrieval"""
+    """(B, num_heads * bottleneck) the heads' embeddings side by side, for retrieval"""
 
 
 class AppearanceEncoder(nn.Module):
     """E_a: a picture to an appearance code, and the re-identification network whose features the code is made of.
 
-    The code is the trunk's map, max-pooled in horizontal stripes, flattened channel by channel (number stripes * c + p
+    The code is the trunk's map, pooled in horizontal stripes, flattened channel by channel (number stripes * c + p
     is channel c in stripe p, the top stripe first) and cut off from the graph: pictures that are drawn from it never
-    train this network. Two heads sit on the globally max-pooled features.
+    train this network. Two heads sit on the globally pooled features.
+
+    With one head, the published "plain" style, the code keeps its graph, and `normalise_code` gives it length 1.
+    `enlarge_small` doubles pictures of up to 128 rows, as the published code does with whatever it encodes.
 
     Shapes:
         images   (B, 3, H, W)
@@ -95,23 +112,43 @@ class AppearanceEncoder(nn.Module):
     """
 
     def __init__(
-        self, trunk: nn.Module, num_ids: int, *, stripes: int = 4, bottleneck: int = 512, dropouts: tuple[float, float]
+        self,
+        trunk: nn.Module,
+        num_ids: int,
+        *,
+        stripes: int = 4,
+        bottleneck: int = 512,
+        dropouts: tuple[float, float],
+        heads: Literal["two", "one"] = "two",
+        pool: Literal["max", "avg"] = "max",
+        normalise_code: bool = False,
+        enlarge_small: bool = False,
     ) -> None:
         super().__init__()
         self.trunk = trunk
-        self.stripes = stripes
+        self.stripes, self.pool = stripes, pool
+        self.normalise_code, self.enlarge_small = normalise_code, enlarge_small
         num_features = int(trunk.num_features)  # type: ignore[arg-type]
         self.code_length = stripes * num_features
         self.primary = _Head(num_features, bottleneck, num_ids, dropouts[0])
-        self.fine = _Head(num_features, bottleneck, num_ids, dropouts[1])
+        self.num_heads = 2 if heads == "two" else 1
+        # With one head a module without parameters stands here, so that whoever lists both lists nothing.
+        self.fine = _Head(num_features, bottleneck, num_ids, dropouts[1]) if heads == "two" else nn.Identity()
 
     def forward(self, images: Tensor) -> AppearanceOutput:
+        if self.enlarge_small and images.shape[2] <= 128:
+            images = F.interpolate(images, scale_factor=2, mode="nearest")
         feature_map = self.trunk(images)
-        code = F.adaptive_max_pool2d(feature_map, (self.stripes, 1)).flatten(1).detach()
-        pooled = F.adaptive_max_pool2d(feature_map, 1).flatten(1)
-        embedding1, primary = self.primary(pooled)
+        pool = F.adaptive_max_pool2d if self.pool == "max" else F.adaptive_avg_pool2d
+        code = pool(feature_map, (self.stripes, 1)).flatten(1)
+        pooled = pool(feature_map, (1, 1)).flatten(1)
+        embedding, primary = self.primary(pooled)
+        if self.num_heads == 1:
+            if self.normalise_code:
+                code = code / (code.norm(dim=1, keepdim=True) + 1e-8)
+            return AppearanceOutput(code, primary, primary, embedding)
         embedding2, fine = self.fine(pooled)
-        return AppearanceOutput(code, primary, fine, torch.cat([embedding1, embedding2], dim=1))
+        return AppearanceOutput(code.detach(), primary, fine, torch.cat([embedding, embedding2], dim=1))
 
 
 class _Head(nn.Module):

@@ -1,18 +1,24 @@
 """The convolution unit and residual block that all of DG-Net is built from.
 
 Norms: "instance" has no parameters and no running statistics; "layer" is DG-Net's per-sample norm over channels and
-positions; "adain" is an instance norm whose scale and shift are passed in by the caller.
+positions; "batch" is PyTorch's. "adain" is an instance norm whose scale and shift are passed in by the caller. Two
+variants of it add and then normalise once more, without parameters: "adain_series" adds adain(y) to the convolved y,
+"adain_parallel" adds the adain of what comes in.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Norm = Literal["none", "instance", "layer", "adain"]
+Norm = Literal["none", "instance", "layer", "batch", "adain", "adain_series", "adain_parallel"]
+Activation = Literal["leaky_relu", "relu", "prelu", "selu", "tanh"]
+Padding = Literal["reflect", "replicate", "zero"]
+Init = Literal["kaiming", "gaussian", "xavier", "orthogonal", "default"]
 
 SLOPE = 0.2
 
@@ -50,12 +56,28 @@ class SampleNorm(nn.Module):
         return torch.addcmul(self.beta[:, None, None] - mean * scale, wide, scale).to(x.dtype)
 
 
+def make_activation(name: Activation) -> nn.Module:
+    """A non-linearity by name; the one that learns, prelu, has a single slope."""
+    match name:
+        case "leaky_relu":
+            return nn.LeakyReLU(SLOPE)
+        case "relu":
+            return nn.ReLU()
+        case "prelu":
+            return nn.PReLU()
+        case "selu":
+            return nn.SELU()
+        case "tanh":
+            return nn.Tanh()
+    raise ValueError(f"activation must be leaky_relu, relu, prelu, selu or tanh, got {name!r}")
+
+
 class ConvUnit(nn.Module):
-    """Reflection padding, convolution, norm, leaky ReLU.
+    """Padding, convolution, norm, activation.
 
     Shapes:
-        x             (B, C_in, H, W)
-        scale, shift  (B, C_out), for norm "adain" only
+        x             (B, C_in, H, W)   C_in = C_out for norm "adain_parallel"
+        scale, shift  (B, C_out), for the norms of the adain family only
         returns       (B, C_out, H/stride, W/stride)
     """
 
@@ -68,28 +90,34 @@ class ConvUnit(nn.Module):
         stride: int = 1,
         dilation: int = 1,
         norm: Norm = "none",
+        activation: Activation = "leaky_relu",
+        padding: Padding = "reflect",
         active: bool = True,
     ) -> None:
         super().__init__()
-        self.norm_name = norm
-        self.active = active
+        self.norm_name: Norm = norm
         self.padding = dilation * (kernel // 2)
-        self.norm = SampleNorm(out_channels) if norm == "layer" else None
+        self.padding_kind: Padding = padding
+        self.norm: nn.Module | None = None
+        if norm in ("layer", "batch"):
+            self.norm = SampleNorm(out_channels) if norm == "layer" else nn.BatchNorm2d(out_channels)
+        self.activation = make_activation(activation) if active else None
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, dilation=dilation)
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        x = self.conv(reflect_pad(x, self.padding))
+        y = self.conv(pad(x, self.padding, self.padding_kind))
         match self.norm_name:
             case "instance":
-                x = F.instance_norm(x)
-            case "layer":
+                y = F.instance_norm(y)
+            case "layer" | "batch":
                 assert self.norm is not None
-                x = self.norm(x)
-            case "adain":
+                y = self.norm(y)
+            case "adain" | "adain_series" | "adain_parallel":
                 assert scale is not None
                 assert shift is not None
-                x = adaptive_instance_norm(x, scale, shift)
-        return F.leaky_relu(x, SLOPE) if self.active else x
+                painted = adaptive_instance_norm(x if self.norm_name == "adain_parallel" else y, scale, shift)
+                y = painted if self.norm_name == "adain" else F.instance_norm(y + painted)
+        return y if self.activation is None else self.activation(y)
 
 
 class ResidualBlock(nn.Module):
@@ -97,14 +125,16 @@ class ResidualBlock(nn.Module):
 
     Shapes:
         x              (B, C, H, W)
-        scales, shifts (B, 2 C), for norm "adain" only: the first unit's C, then the second's
+        scales, shifts (B, 2 C), for the norms of the adain family only: the first unit's C, then the second's
         returns        (B, C, H, W)
     """
 
-    def __init__(self, channels: int, norm: Norm) -> None:
+    def __init__(
+        self, channels: int, norm: Norm, *, activation: Activation = "leaky_relu", padding: Padding = "reflect"
+    ) -> None:
         super().__init__()
-        self.first = ConvUnit(channels, channels, 3, norm=norm)
-        self.second = ConvUnit(channels, channels, 3, norm=norm, active=False)
+        self.first = ConvUnit(channels, channels, 3, norm=norm, activation=activation, padding=padding)
+        self.second = ConvUnit(channels, channels, 3, norm=norm, padding=padding, active=False)
 
     def forward(self, x: Tensor, scales: Tensor | None = None, shifts: Tensor | None = None) -> Tensor:
         if scales is None or shifts is None:
@@ -114,22 +144,60 @@ class ResidualBlock(nn.Module):
         return x + self.second(self.first(x, scale1, shift1), scale2, shift2)
 
 
-def reflect_pad(x: Tensor, padding: int) -> Tensor:
-    """Reflection padding on all four sides; where the map is too small to reflect, the edge is repeated.
+class SelfAttention(nn.Module):
+    """Every position adds what it attends to among all positions (Zhang et al. 2019), times a gamma that starts at 0.
 
-    A padding of p needs a map of more than p in both directions. Small pictures have maps smaller than the widest
-    dilation of the structure encoder, and these are the only place where the edge is repeated.
+    Queries and keys have an eighth of the channels; products are not scaled. The positions make an (H W)^2 matrix.
+
+    Shapes:
+        x, returns  (B, C, H, W)
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        narrow = max(channels // 8, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.query = nn.Conv2d(channels, narrow, 1)
+        self.key = nn.Conv2d(channels, narrow, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.query(x).flatten(2), self.key(x).flatten(2), self.value(x).flatten(2)  # (B, c, H W)
+        attention = (query.transpose(1, 2) @ key).softmax(dim=2)  # (B, H W, H W), a row for each position that looks
+        return self.gamma * (value @ attention.transpose(1, 2)).view_as(x) + x
+
+
+def pad(x: Tensor, padding: int, kind: Padding = "reflect") -> Tensor:
+    """Padding on all four sides; where the map is too small to reflect, the edge is repeated.
+
+    Reflecting p needs a map of more than p in both directions. Small pictures have maps smaller than the widest
+    dilation of the structure encoder, and these are the only place where the edge is repeated unasked.
     """
     if padding == 0:
         return x
-    mode = "reflect" if padding < min(x.shape[-2:]) else "replicate"
+    if kind == "zero":
+        return F.pad(x, (padding,) * 4)
+    mode = "reflect" if kind == "reflect" and padding < min(x.shape[-2:]) else "replicate"
     return F.pad(x, (padding,) * 4, mode=mode)
 
 
-def kaiming_init(module: nn.Module) -> None:
-    """Kaiming normal weights (fan in, gain for a = 0) and zero biases for every convolution and linear layer."""
+def init_weights(module: nn.Module, kind: Init = "kaiming") -> None:
+    """Fresh weights and zero biases for every convolution and linear layer; "default" leaves PyTorch's.
+
+    kaiming: normal, fan in, gain for a = 0. gaussian: deviation 0.02. xavier (normal), orthogonal: gain sqrt 2.
+    """
+    if kind == "default":
+        return
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(part.weight, a=0, mode="fan_in")
+            match kind:
+                case "kaiming":
+                    nn.init.kaiming_normal_(part.weight, a=0, mode="fan_in")
+                case "gaussian":
+                    nn.init.normal_(part.weight, std=0.02)
+                case "xavier":
+                    nn.init.xavier_normal_(part.weight, gain=math.sqrt(2))
+                case "orthogonal":
+                    nn.init.orthogonal_(part.weight, gain=math.sqrt(2))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
