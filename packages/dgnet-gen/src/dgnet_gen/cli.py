@@ -19,13 +19,21 @@ if TYPE_CHECKING:
     from reid_models.data.index import DatasetIndex
 
 _PATH = click.Path(path_type=Path)
-_run = click.option("--run", type=_PATH, default=Path("runs/dgnet"), show_default=True, help="A trained run's folder.")
+_run = click.option(
+    "--run",
+    type=_PATH,
+    default=Path("runs/dgnet"),
+    show_default=True,
+    help="A trained run's folder, or one of the published program (config.yaml, checkpoints/gen_*.pt).",
+)
 _which = click.option(
     "--which-epoch", default="last", show_default=True, help="The checkpoint: a number of iterations, or last."
 )
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-_data = click.option("--data", type=_PATH, help="The dataset; by default the one the run was trained on.")
+_data = click.option(
+    "--data", type=_PATH, help="The dataset; by default the one the run was trained on. A published folder needs it."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -203,6 +211,41 @@ def swap_truth(generated: Path, toy: Path, out: Path | None, sheet: Path | None,
     click.echo(report.to_json() if as_json else report.to_text())
 
 
+@main.command()
+@click.option("--run", "run_path", type=_PATH, required=True, help="A trained run's folder.")
+@click.option("--which", default="last", show_default=True, help="The checkpoint: a number of iterations, or last.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["original"]),
+    default="original",
+    show_default=True,
+    help="For the program that published DG-Net.",
+)
+@click.option("--out", type=_PATH, required=True, help="The folder, such as outputs/NAME of that program.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@_json
+def export(run_path: Path, which: str, file_format: str, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Write a run's checkpoint as a folder that the published program loads, and trains on from.
+
+    config.yaml, and below checkpoints gen_, id_ and dis_ITERATION.pt, and optimizer.pt.
+
+    \b
+    Example:
+      dgnet-gen export --run runs/dgnet --which 100000 --format original --out outputs/ours
+    """
+    with user_errors():
+        from dgnet_gen.exchange import export_run
+
+        exported = export_run(run_path, _iteration(which, "--which"), out, overwrite=overwrite)
+    for file in exported.files:
+        click.echo(f"wrote {exported.folder}/{file}", err=True)
+    if as_json:
+        click.echo(exported.to_json())
+    else:
+        click.echo(f"{exported.folder}: iteration {exported.iteration}; set teacher in config.yaml before training on")
+
+
 def _load(run: Path, which_epoch: str, device: str) -> DGNet:
     from dgnet_gen.model import DGNet
 
@@ -210,20 +253,24 @@ def _load(run: Path, which_epoch: str, device: str) -> DGNet:
 
 
 def _open(run: Path, which_epoch: str, data: Path | None, device: str) -> tuple[DGNet, DatasetIndex]:
+    from dgnet_gen.exchange import PublishedFolder
+    from reid_models.config import ConfigError
     from reid_models.data.index import DatasetIndex
     from reid_models.runs import RunDir
 
+    if data is None and PublishedFolder.is_one(run):
+        raise ConfigError(f"{run}: a published folder, and where its data lie here is not known; give --data")
     model = _load(run, which_epoch, device)
     return model, DatasetIndex.open(data or Path(RunDir.open(run, "dgnet").made_by["data"]))
 
 
-def _iteration(which_epoch: str) -> int | Literal["last"]:
+def _iteration(which_epoch: str, option: str = "--which-epoch") -> int | Literal["last"]:
     from reid_models.config import ConfigError
 
     if which_epoch == "last":
         return "last"
     if not which_epoch.isdigit():
-        raise ConfigError(f"--which-epoch {which_epoch}: expected a number of iterations, or last")
+        raise ConfigError(f"{option} {which_epoch}: expected a number of iterations, or last")
     return int(which_epoch)
 
 

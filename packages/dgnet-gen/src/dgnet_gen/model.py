@@ -1,6 +1,6 @@
 """The networks of DG-Net as one thing to encode, swap and save.
 
-model = DGNet.load("runs/dgnet")                  # evaluation mode, on the best device there is
+model = DGNet.load("runs/dgnet")                  # or a published folder; evaluation mode, best device there is
 codes = model.encode(images)                      # Codes(appearance (B, D), structure (B, C, h, w))
 swapped = model.decode(Codes(codes.appearance.flip(0), codes.structure))
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_gen.networks.decoder import Blocks, Decoder
@@ -171,9 +172,17 @@ class DGNet:
     def load(cls, run: Path | str | RunDir, which: int | Literal["last"] = "last", *, device: str = "auto") -> DGNet:
         """A trained DG-Net in evaluation mode, from a run folder and an iteration.
 
+        The folder may also be a published one (config.yaml and checkpoints/gen_*.pt). Without its dis file the
+        discriminator stays random, which is said: codes and pictures do not need it.
+
         Raises:
             CheckpointError: no such run or iteration (those that exist are listed), or it does not fit.
+            WeightsError, ConfigError: a published file that cannot be used, or settings that name no network.
         """
+        from dgnet_gen.exchange import PublishedFolder  # which builds models
+
+        if not isinstance(run, RunDir) and PublishedFolder.is_one(run):
+            return PublishedFolder.open(run).load(which, device=device, for_use=True)
         run_dir = run if isinstance(run, RunDir) else RunDir.open(run, "dgnet")
         checkpoint = run_dir.load(which)
         config = config_from_dict(NetworksConfig, checkpoint.config["networks"], source=str(run_dir.config_file))
@@ -237,6 +246,16 @@ class DGNet:
     def encode(self, images: Tensor) -> Codes:
         """Both codes of images (B, 3, H, W)."""
         return Codes(self.appearance(images), self.structure(images))
+
+    @torch.no_grad()
+    def reid_features(self, images: Tensor) -> Tensor:
+        """Vectors to rank by (B, num_heads * bottleneck) of images (B, 3, H, W): each head's part has length 1.
+
+        A part is the sum of the head's normalised embeddings of a picture and of its mirror image, normalised again.
+        """
+        seen = [self.appearance_encoder(pictures.to(self.device)).embeddings for pictures in (images, images.flip(3))]
+        parts = [F.normalize(each.unflatten(1, (self.appearance_encoder.num_heads, -1)), dim=2) for each in seen]
+        return F.normalize(parts[0] + parts[1], dim=2).flatten(1)
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:

@@ -18,7 +18,8 @@ import logging
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -128,11 +129,11 @@ def read_weights(file: Path | str) -> WeightFile:
         CheckpointError: a checkpoint of ours in an unknown format.
     """
     file = Path(file)
-    content = _read(file)
+    content = read_content(file)
     if {"kind", "iteration", "networks", "format"} <= content.keys():
         checkpoint = Checkpoint.load(file)
         for state in checkpoint.networks.values():
-            _refuse_unusable(file, state)
+            refuse_unusable(file, state)
         networks = checkpoint.networks  # a moving average, where one was kept, is what was evaluated
         return WeightFile(file, checkpoint, networks.get("average", networks.get("reid", {})))
     state, notices = _state_of(file, content)
@@ -140,7 +141,12 @@ def read_weights(file: Path | str) -> WeightFile:
     return WeightFile(file, origin, state, notices)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_content(file: Path) -> dict[str, Any]:
+    """What a file holds, tensors and plain containers only, on the CPU; `read_weights` also says what it is.
+
+    Raises:
+        WeightsError: no such file, damaged, more than tensors, or no filled dict.
+    """
     if not file.is_file():
         raise WeightsError(f"{file}: no such weight file")
     try:
@@ -167,14 +173,19 @@ def _state_of(file: Path, content: dict[str, Any]) -> tuple[dict[str, Tensor], t
     if isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
         notices.append("taken from the entry state_dict; what lies beside it is not read")
-    _refuse_unusable(file, content)
+    refuse_unusable(file, content)
     if prefix := wrapper_prefix(content):
         content = {name.removeprefix(prefix): value for name, value in content.items()}
         notices.append(f"every name begins with {prefix} and was read without it")
     return content, tuple(notices)
 
 
-def _refuse_unusable(source: Path | str, state: dict[str, Tensor]) -> None:
+def refuse_unusable(source: Path | str, state: Mapping[str, Tensor]) -> None:
+    """Let only names and plain, finite tensors pass.
+
+    Raises:
+        WeightsError: the first entry that is anything else.
+    """
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value):
             raise WeightsError(
@@ -372,14 +383,25 @@ def write_original(network: ReidNetwork, file: Path | str) -> Published:
         OutputError: the file cannot be written.
     """
     state = original_state(network)
-    _refuse_unusable("the network", state)
-    with atomic_path(file) as part, part.open("wb") as stream:
-        # The format before PyTorch 1.6, because these programs are from before it.
-        try:
-            torch.save(OrderedDict(state), stream, _use_new_zipfile_serialization=False)
-        except RuntimeError as error:
-            raise OSError(f"PyTorch could not write it: {_first_line(str(error))}") from error
+    refuse_unusable("the network", state)
+    write_contents({Path(file): OrderedDict(state)})
     return published_as(network)
+
+
+def write_contents(contents: Mapping[Path, Any]) -> None:
+    """Write files of tensors and plain containers for programs from before PyTorch 1.6, in its format: all, or none.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    with ExitStack() as stack:
+        for file, content in contents.items():
+            part = stack.enter_context(atomic_path(file))
+            with part.open("wb") as stream:
+                try:
+                    torch.save(content, stream, _use_new_zipfile_serialization=False)
+                except RuntimeError as error:
+                    raise OSError(f"PyTorch could not write it: {_first_line(str(error))}") from error
 
 
 def load_trunk_weights(trunk: nn.Module, source: str) -> None:
@@ -403,7 +425,7 @@ def load_trunk_weights(trunk: nn.Module, source: str) -> None:
         file = Path(source)
         if not file.is_file():
             raise WeightsError(f"{file}: no such weight file; give its path, imagenet, or none for random weights")
-    state, notices = _state_of(file, _read(file))
+    state, notices = _state_of(file, read_content(file))
     load_weights(trunk, WeightFile(file, _ANY_TRUNK, state, notices))
 
 
