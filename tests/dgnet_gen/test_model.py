@@ -77,6 +77,14 @@ def test_encoding_and_decoding_keep_no_graph():
     assert not any(tensor.requires_grad for tensor in (*codes, model.decode(codes)))
 
 
+def test_a_mirrored_picture_has_the_same_vector_to_rank_by_and_each_head_length_one():
+    model, images = tiny_model(), tiny_images(3)
+    vectors = model.reid_features(images)
+    assert vectors.shape == (3, 2 * TINY.bottleneck)
+    torch.testing.assert_close(model.reid_features(images.flip(3)), vectors)
+    torch.testing.assert_close(vectors.unflatten(1, (2, -1)).norm(dim=2), torch.ones(3, 2))
+
+
 def test_a_loaded_model_makes_the_pictures_of_the_saved_one(run):
     images = tiny_images(2)
     for which, iteration in (("last", 20), (20, 20), (10, 10)):
@@ -136,6 +144,7 @@ def test_a_missing_network_is_named(name):
         ("networks.mlp_dims=4", "did you mean networks.mlp_dim"),
         ("networks.trunk=vgg", "networks.trunk"),
         ("networks.activation=gelu", "networks.activation"),
+        ("networks.last_stride=3", "networks.last_stride: must be 1 or 2, got 3"),
         ("networks.structure_dropout=1", "networks.structure_dropout: must be at least 0 and below 1"),
         ("networks.discriminator_attention=3", "networks.discriminator_attention: must be 0, 1 or 2, got 3"),
         ("networks.discriminator_attention=-1", "networks.discriminator_attention: must be at least 0"),

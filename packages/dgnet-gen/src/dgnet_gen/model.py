@@ -90,6 +90,8 @@ class NetworksConfig:
             least = 0 if name in ("discriminator_res", "discriminator_attention") else 1
             if type(value) is int and value < least:
                 raise ConfigError(f"networks.{name}: must be at least {least}, got {value}")
+        if self.last_stride > 2:
+            raise ConfigError(f"networks.last_stride: must be 1 or 2, got {self.last_stride}")
         if self.discriminator_attention > 2:
             raise ConfigError(
                 f"networks.discriminator_attention: must be 0, 1 or 2, got {self.discriminator_attention}"

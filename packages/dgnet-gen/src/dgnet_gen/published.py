@@ -110,10 +110,7 @@ _BROKEN = {
     ("gen.dec", "slim"): "its slices never fitted, so it could not run",
     ("dis.norm", "sn"): "it could not run",
     ("dis.gan_type", "wgan"): "its network never ran; lsgan and nsgan did",
-    (
-        "ID_style",
-        "PCB",
-    ): "it dropped out every feature, so its authors do not support it; AB and plain networks are read",
+    ("ID_style", "PCB"): "it dropped out every feature, so its authors do not support it; AB and normal are read",
 }
 
 
@@ -156,11 +153,8 @@ def published_config(settings: Mapping[str, Any] | Path | str) -> PublishedConfi
             raise ConfigError(f"{source}: {key}: {values[key]}: expected {only}, because {reason}")
     if values["ID_class"] < 1:
         raise ConfigError(f"{source}: ID_class: expected the number of identities, found {values['ID_class']}")
-    try:
-        networks = _networks(values, source)
-    except ConfigError as error:
-        raise error if str(error).startswith(source) else ConfigError(f"{source}: {error}") from None
-    return PublishedConfig(networks, values["ID_class"], {key: values[key] for key in sorted(TRAINING_KEYS)}, paths)
+    training = {key: values[key] for key in sorted(TRAINING_KEYS)}
+    return PublishedConfig(_networks(values, source), values["ID_class"], training, paths)
 
 
 def _networks(values: Mapping[str, Any], source: str) -> NetworksConfig:
@@ -173,18 +167,21 @@ def _networks(values: Mapping[str, Any], source: str) -> NetworksConfig:
     plain = values["ID_style"] != "AB"  # the program compares like this, so "ab" is plain too
     if plain:
         logger.warning("%s: ID_style %s: a single head, last stride 2", source, values["ID_style"])
-    return NetworksConfig(
-        image_hw=(height, width),
-        last_stride=2 if plain else values["ID_stride"],
-        heads="one" if plain else "two",
-        pool="max" if values["pool"] == "max" else "avg",
-        normalise_code=plain and values["norm_id"],
-        enlarge_small=height <= 128,
-        n_res=values["gen.n_res"],
-        decoder_attention=values["gen.non_local"] > 0,
-        discriminator_attention=min(values["dis.non_local"], 2),
-        **ours,
-    )
+    try:
+        return NetworksConfig(
+            image_hw=(height, width),
+            last_stride=2 if plain or values["ID_stride"] != 1 else 1,
+            heads="one" if plain else "two",
+            pool="max" if values["pool"] == "max" else "avg",
+            normalise_code=plain and values["norm_id"],
+            enlarge_small=height <= 128,
+            n_res=values["gen.n_res"],
+            decoder_attention=values["gen.non_local"] > 0,
+            discriminator_attention=min(values["dis.non_local"], 2),
+            **ours,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def published_settings(
@@ -195,20 +192,13 @@ def published_settings(
     Raises:
         ConfigError: the program has no such network; the setting that makes the difference is named.
     """
-    plain = config.heads == "one"
-    large = config.image_hw[0] > 128
-    needed: dict[str, Any] = {"trunk": "resnet50", "stripes": 4, "bottleneck": 512, "n_res": 4}
-    needed |= {} if large else {"enlarge_small": True}
-    needed |= {"last_stride": 2} if plain else {}
-    for name, value in needed.items():
-        if getattr(config, name) != value:
-            raise ConfigError(
-                f"networks.{name}={getattr(config, name)}: the published program has no such network "
-                f"(expected {name}={value}), so it could not use these weights"
-            )
+    _refuse_unpublished(config)
     dropouts = (config.dropout_primary, config.dropout_fine)
     if dropouts != (0.5, 0.75):
-        logger.warning("dropout %g, %g of the heads: the published program trains with 0.5, 0.75", *dropouts)
+        logger.warning(
+            "networks.dropout_primary and dropout_fine are %g and %g; the published program trains with 0.5 and 0.75",
+            *dropouts,
+        )
     values = STOCK | dict(training or {})
     values |= {key: getattr(config, name) for key, name in _NUMBERS.items()}
     for key, (name, choices) in _CHOICES.items():
@@ -216,7 +206,7 @@ def published_settings(
     values |= {
         "ID_class": num_ids,
         "ID_stride": config.last_stride,
-        "ID_style": "normal" if plain else "AB",
+        "ID_style": "normal" if config.heads == "one" else "AB",
         "crop_image_height": config.image_hw[0],
         "crop_image_width": config.image_hw[1],
         "pool": config.pool,
@@ -234,8 +224,20 @@ def published_settings(
     return nested
 
 
+def _refuse_unpublished(config: NetworksConfig) -> None:
+    needed: dict[str, Any] = {"trunk": "resnet50", "stripes": 4, "bottleneck": 512, "n_res": 4}
+    needed |= {"enlarge_small": True} if config.image_hw[0] <= 128 else {}
+    needed |= {"last_stride": 2} if config.heads == "one" else {}
+    for name, value in needed.items():
+        if getattr(config, name) != value:
+            raise ConfigError(
+                f"networks.{name}={getattr(config, name)}: the published program has no such network "
+                f"(expected {name}={value}), so it could not use these weights"
+            )
+
+
 def training_values(config: Any) -> dict[str, Any]:
-    """What our training settings say, by published names; a term that they do not have is left out."""
+    """What our training settings say, by published names: those of `TRAINING_NAMES`."""
     tree = config_dict(config)
     values = {}
     for theirs, ours in TRAINING_NAMES.items():
@@ -314,7 +316,7 @@ def published_tables(model: DGNet) -> dict[str, Table]:
     Raises:
         ConfigError: the published program has no such network; the setting that makes the difference is named.
     """
-    published_settings(model.config, model.num_ids)
+    _refuse_unpublished(model.config)
     own = {
         f"{network}.{key}": value.detach()
         for network, part in model.networks().items()
@@ -368,9 +370,8 @@ def _names(model: DGNet) -> dict[str, list[tuple[str, str]]]:
                 begins = f"mlp_{letter}{k + 1}.model.{layer}."
                 gen.append((f"{begins}fc.", f"decoder.{ours}.{k}.{2 * layer}."))
                 gen.append((f"{begins}activation.", f"decoder.{ours}.{k}.{2 * layer + 1}.activation."))
-    heads = [("classifier.", "primary")] if model.config.heads == "one" else [
-        ("classifier1.", "primary"), ("classifier2.", "fine")
-    ]  # fmt: skip
+    one = model.config.heads == "one"
+    heads = [("classifier.", "primary")] if one else [("classifier1.", "primary"), ("classifier2.", "fine")]
     layers = (("add_block.0.", "reduce."), ("add_block.1.", "norm."), ("classifier.0.", "classifier."))
     id_ = [("model.", "appearance.trunk.")]
     id_ += [(head + layer, f"appearance.{ours}.{name}") for head, ours in heads for layer, name in layers]
