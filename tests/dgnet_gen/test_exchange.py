@@ -202,7 +202,7 @@ def refused(folder, error, message, which="last"):
 
 
 def test_an_iteration_that_is_not_there_lists_those_that_are(sound):
-    refused(sound / "original", CheckpointError, r"no checkpoint 5; there are 10000, 100000", 5)
+    refused(sound / "original", CheckpointError, r"no checkpoint of iteration 5; there are 10000, 100000", 5)
 
 
 def test_a_missing_file_of_an_iteration_is_named(original):
@@ -371,6 +371,11 @@ def test_a_disk_that_fills_up_leaves_no_half_export(trained, tmp_path, monkeypat
     with pytest.raises(OutputError, match="No space left on device"):
         export_run(trained, "last", tmp_path / "ours")
     assert [path for path in (tmp_path / "ours").rglob("*") if path.is_file()] == []
+
+
+def test_a_published_folder_needs_no_export(sound, tmp_path):
+    with pytest.raises(CheckpointError, match="original: is a folder of the published program already"):
+        export_run(sound / "original", "last", tmp_path / "again")
 
 
 def test_a_network_that_the_program_does_not_have_is_not_exported(tmp_path):

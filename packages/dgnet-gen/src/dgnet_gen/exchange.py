@@ -149,7 +149,7 @@ class PublishedFolder:
             return available[-1]
         if which not in available:
             raise CheckpointError(
-                f"{self.path}: no checkpoint {which}; there are {', '.join(map(str, available[-12:]))}"
+                f"{self.path}: no checkpoint of iteration {which}; there are {', '.join(map(str, available[-12:]))}"
             )
         return int(which)
 
@@ -208,6 +208,8 @@ def export_run(run: Path | str, which: int | Literal["last"], out: Path | str, *
         WeightsError: a weight is not finite.
         OutputError: a file is there already and `overwrite` is not set, or one cannot be written.
     """
+    if PublishedFolder.is_one(run):
+        raise CheckpointError(f"{run}: is a folder of the published program already; copy it")
     run_dir, out = RunDir.open(run, "dgnet"), Path(out)
     checkpoint = run_dir.load(which)
     config = config_from_dict(DGNetTrainConfig, checkpoint.config, source=str(run_dir.checkpoint_file(which)))

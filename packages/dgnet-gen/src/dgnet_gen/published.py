@@ -443,7 +443,10 @@ def from_published(
             for title, names in unmatched.items()
             if names
         )
-        raise CheckpointError(f"{source}: does not fit the networks of its config.yaml: {found}; nothing was loaded")
+        raise CheckpointError(
+            f"{source}: does not fit the networks of its config.yaml: {found}; nothing was loaded; "
+            "was it trained with these settings?"
+        )
     if dropped:
         logger.warning(
             "%s: %d tensors of self-attention in residual blocks (%s, ...) are left out, as by the published program",
