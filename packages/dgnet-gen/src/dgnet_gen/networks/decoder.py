@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +59,8 @@ class Decoder(nn.Module):
             raise ValueError(f"an appearance code of {code_length} cannot be cut into {n_res} equal slices")
         slice_length = code_length // n_res
 
-        def unit(in_channels: int, out_channels: int, kernel: int, norm: Norm = "none") -> ConvUnit:
-            return ConvUnit(in_channels, out_channels, kernel, norm=norm, activation=activation, padding=padding)
+        def unit(in_channels: int, out_channels: int, **options: Any) -> ConvUnit:
+            return ConvUnit(in_channels, out_channels, activation=activation, padding=padding, **options)
 
         def mlp() -> nn.Module:
             return nn.Sequential(
@@ -81,10 +81,11 @@ class Decoder(nn.Module):
         units = []
         width = channels
         for _ in range(n_upsample):
-            units.append(unit(width, width // 2, 5, "layer"))
+            units.append(unit(width, width // 2, kernel=5, norm="layer", doubling=True))
             width //= 2
         self.upsampled = nn.ModuleList(units)
-        self.finish = nn.Sequential(unit(width, width, 3), unit(width, width, 3), ConvUnit(width, 3, 1, active=False))
+        last = ConvUnit(width, 3, 1, active=False)
+        self.finish = nn.Sequential(unit(width, width, kernel=3), unit(width, width, kernel=3), last)
         init_weights(self, init)
 
     def forward(self, appearance: Tensor, structure: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class Decoder(nn.Module):
         if self.attention is not None:
             x = self.attention(x)
         for unit in self.upsampled:
-            x = unit(F.interpolate(x, scale_factor=2, mode="nearest"))
+            x = unit(x)
         return self.finish(x)
 
 

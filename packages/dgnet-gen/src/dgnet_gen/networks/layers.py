@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgnet_gen.networks.doubling import convolve_doubled
+
 Norm = Literal["none", "instance", "layer", "batch", "adain", "adain_series", "adain_parallel"]
 Activation = Literal["leaky_relu", "relu", "prelu", "selu", "tanh"]
 Padding = Literal["reflect", "replicate", "zero"]
@@ -73,12 +75,12 @@ def make_activation(name: Activation) -> nn.Module:
 
 
 class ConvUnit(nn.Module):
-    """Padding, convolution, norm, activation.
+    """Padding, convolution, norm, activation; with `doubling`, the map is doubled by nearest neighbours before all.
 
     Shapes:
         x             (B, C_in, H, W)   C_in = C_out for norm "adain_parallel"
         scale, shift  (B, C_out), for the norms of the adain family only
-        returns       (B, C_out, H/stride, W/stride)
+        returns       (B, C_out, H/stride, W/stride), twice that if doubled
     """
 
     def __init__(
@@ -93,8 +95,12 @@ class ConvUnit(nn.Module):
         activation: Activation = "leaky_relu",
         padding: Padding = "reflect",
         active: bool = True,
+        doubling: bool = False,
     ) -> None:
         super().__init__()
+        if doubling and kernel != 5:
+            raise ValueError(f"doubling needs a kernel of 5, got {kernel}")
+        self.doubling = doubling
         self.norm_name: Norm = norm
         self.padding = dilation * (kernel // 2)
         self.padding_kind: Padding = padding
@@ -105,7 +111,11 @@ class ConvUnit(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, dilation=dilation)
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        y = self.conv(pad(x, self.padding, self.padding_kind))
+        if self.doubling:
+            zero, reflect = self.padding_kind == "zero", self.padding_kind == "reflect" and min(x.shape[-2:]) > 1
+            y = convolve_doubled(x, self.conv.weight, self.conv.bias, reflect=reflect, zero=zero)
+        else:
+            y = self.conv(pad(x, self.padding, self.padding_kind))
         match self.norm_name:
             case "instance":
                 y = F.instance_norm(y)
