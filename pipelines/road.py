@@ -269,7 +269,15 @@ def _train_teacher(road: Road, runtime: Runtime) -> str:
 
 def _train_dgnet(road: Road, runtime: Runtime) -> str:
     data = DatasetIndex.from_prepared(road.prepared)
-    run = train_dgnet(road.dgnet, data, road.dgnet_run, _with_precision(runtime, road.dgnet.precision), resume=True)
+    teachers = [road.teacher_run] if road.dgnet.weights.teacher > 0 else []
+    run = train_dgnet(
+        road.dgnet,
+        data,
+        road.dgnet_run,
+        _with_precision(runtime, road.dgnet.precision),
+        teachers=teachers,
+        resume=True,
+    )
     return f"{run.iterations()[-1]} iterations on {run.made_by['num_ids']} identities"
 
 

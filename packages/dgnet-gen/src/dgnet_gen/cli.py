@@ -46,8 +46,16 @@ def main() -> None:
 @click.option("--config", "config_file", type=_PATH, help="YAML settings; without it the published full-size ones.")
 @click.option("--data", type=_PATH, required=True, help="A dataset, prepared or raw.")
 @click.option("--out", type=_PATH, default=Path("runs/dgnet"), show_default=True, help="The run's folder.")
+@click.option(
+    "--teacher",
+    "teachers",
+    type=_PATH,
+    multiple=True,
+    help="A run of reid-models train, or a folder with the re-id baseline's net_last.pth; may be repeated.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@click.option("--plan", is_flag=True, help="Try a few steps, say what the training takes, and write nothing.")
 @_device
 @click.option("--max-hours", type=float, help="Save and leave with exit code 75 after this many hours.")
 @_json
@@ -55,8 +63,10 @@ def train(
     config_file: Path | None,
     data: Path,
     out: Path,
+    teachers: tuple[Path, ...],
     overrides: tuple[str, ...],
     resume: bool,
+    plan: bool,
     device: str,
     max_hours: float | None,
     as_json: bool,
@@ -68,18 +78,33 @@ def train(
 
     \b
     Example:
-      dgnet-gen train --config configs/dgnet_market.yaml --data data/market --out runs/dgnet
+      dgnet-gen train --config configs/dgnet_market.yaml --data data/market --teacher runs/teacher --out runs/dgnet
+      dgnet-gen train --config configs/dgnet_market.yaml --data data/market --teacher runs/teacher --plan
     """
+    if plan and resume:
+        raise click.UsageError("--plan writes nothing and --resume goes on with a run: give one of them")
     with user_errors():
-        from dgnet_gen.training import DGNetTrainConfig, train_dgnet
+        from dgnet_gen.settings import DGNetTrainConfig
         from reid_models.config import load_config
         from reid_models.data.index import DatasetIndex
         from reid_models.runtime import Runtime
 
         config = load_config(DGNetTrainConfig, config_file, overrides)
         runtime = Runtime.from_environment(device, config.precision, max_hours)
-        run = train_dgnet(config, DatasetIndex.open(data), out, runtime, resume=resume)
-        iteration, last = run.iterations()[-1], run.read_log()[-1]
+        index = DatasetIndex.open(data)
+        if plan:
+            from dgnet_gen.plan import plan_training
+
+            planned = plan_training(config, index, runtime, teachers)
+            click.echo(planned.to_json() if as_json else planned.to_text())
+            return
+        from dgnet_gen.training import train_dgnet
+
+        run = train_dgnet(config, index, out, runtime, teachers=teachers, resume=resume)
+        iteration = run.iterations()[-1]
+        last = {
+            name: value for line in run.read_log() if line["iteration"] == iteration for name, value in line.items()
+        }
     click.echo(f"wrote {run.path}", err=True)
     if as_json:
         click.echo(json.dumps({"run": str(run.path), **last}))

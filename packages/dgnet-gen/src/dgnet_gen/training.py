@@ -1,151 +1,48 @@
-"""Train DG-Net: the alternating step of discriminator, generator and appearance encoder.
+"""Train DG-Net, and leave at any moment without losing anything.
 
     config = load_config(DGNetTrainConfig, Path("configs/dgnet_market.yaml"))
-    run = train_dgnet(config, DatasetIndex.open("data/market"), Path("runs/dgnet"), Runtime.from_environment())
+    data, runtime = DatasetIndex.open("data/market"), Runtime.from_environment()
+    run = train_dgnet(config, data, Path("runs/dgnet"), runtime, teachers=["runs/teacher"])
 
-One step follows Zheng et al. 2019. a and b are two batches, x_ij has the appearance of i and the structure of j:
-
-1. codes of both; swapped pictures x_ba, x_ab; each picture from its own codes; each from its positive's appearance
-2. the discriminator learns to tell x_ba, x_ab from photographs
-3. generator and appearance encoder learn together. Appearance codes are cut off from the graph and swapped pictures
-   are judged by a frozen view of the appearance encoder, so that neither side trains the other's weights.
-
-The weights are applied once, in `_total`. The terms of structure codes and of the cycle are let in late. The published
-code also adds an appearance-code term; both of its sides are cut off from the graph, so it trains nothing and is left
-out here. The loss of the fine-grained head comes with a teacher; until then that head is not trained.
+One step is `dgnet_gen.step`. Batches and draws are functions of the seed and the iteration, everything else lies in the
+checkpoint: a resumed run equals one that never stopped.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import dgnet_gen
 import reid_eval
 import reid_models
 from dgnet_gen import losses
-from dgnet_gen.model import DGNet, NetworksConfig
+from dgnet_gen.model import Codes, DGNet
 from dgnet_gen.pairs import PairBatch, PairDataset, pair_batches
-from reid_eval.errors import ReidError, Stopped
+from dgnet_gen.settings import DGNetTrainConfig
+from dgnet_gen.step import DivergedError, Step, make_optimizers
+from dgnet_gen.teacher import Teacher, TeacherError
+from reid_eval.errors import OutputError, Stopped
+from reid_eval.files import read_pixels
 from reid_eval.progress import progress
-from reid_models.config import ConfigError, config_dict
+from reid_models.config import config_dict
 from reid_models.data.index import DatasetIndex
-from reid_models.data.transforms import eval_transform, random_erasing, to_gray
+from reid_models.data.transforms import eval_transform
 from reid_models.runs import Checkpoint, RunDir
 from reid_models.runtime import Runtime
 from reid_models.weights import load_trunk_weights
 
 SHEET_PEOPLE = 6
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """The weight of every term; those of late terms are what their ramps climb to."""
-
-    recon_self: float = 5.0
-    recon_same_id: float = 5.0
-    adversarial: float = 1.0
-    recon_identity: float = 0.5
-    identity: float = 1.0
-    identity_positive: float = 1.0
-    recon_structure: float = 1.0
-    cycle: float = 2.0
-    gradient_penalty: float = 0.01
-    warm_iter: int = 30_000
-    """late terms are absent up to this iteration"""
-    warm_scale: float = 0.0005
-    """and grow by this much in each one after it"""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"weights.{name}: must be 0 or more, got {value:g}")
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Adam for generator and discriminator, Nesterov SGD for the appearance encoder; multistep decay for all."""
-
-    lr_generator: float = 1e-4
-    lr_discriminator: float = 1e-4
-    lr_appearance: float = 0.002
-    head_lr_factor: float = 10.0
-    beta1: float = 0.0
-    beta2: float = 0.999
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    step_size: int = 60_000
-    """decay at step_size, 1.5 and 1.75 times it"""
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("lr_generator", "lr_discriminator", "lr_appearance", "head_lr_factor", "step_size"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"optim.{name}: must be positive, got {getattr(self, name):g}")
-        for name in ("beta1", "beta2", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"optim.{name}: must be at least 0 and below 1, got {getattr(self, name):g}")
-
-
-@dataclass(frozen=True)
-class DGNetTrainConfig:
-    """Everything that decides a training; the defaults are the published ones for Market-1501."""
-
-    networks: NetworksConfig = field(default_factory=NetworksConfig)
-    weights: LossWeights = field(default_factory=LossWeights)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    trunk_weights: str = "imagenet"
-    """"imagenet", "none" (random, said aloud) or a file"""
-    batch_size: int = 8
-    """anchors of each of the two batches"""
-    max_iter: int = 100_000
-    flip: float = 0.5
-    pad_px: int = 10
-    erasing: float = 0.5
-    """probability of erasing a rectangle of what the identity losses see"""
-    encoder_again: float = 0.5
-    """probability that re-encoding a swapped picture trains the structure encoder instead of the picture"""
-    train_bn: bool = True
-    """whether the frozen view of the appearance encoder normalises by the batch"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    num_workers: int = 4
-    cache_mib: int = 512
-    """decoded pictures kept in memory by each worker"""
-    log_every: int = 10
-    sample_every: int = 5_000
-    checkpoint_every: int = 10_000
-    keep_checkpoints: int = 20
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "max_iter", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("num_workers", "cache_mib", "pad_px", "seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: must be 0 or more, got {getattr(self, name)}")
-        for name in ("flip", "erasing", "encoder_again"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: is a probability, expected 0 to 1, got {getattr(self, name):g}")
-        if self.batch_size < 2:
-            raise ConfigError("batch_size: batch norm needs at least 2, got 1")
-        if self.networks.heads == "one":
-            raise ConfigError("networks.heads: one is for published networks that are only used; training takes two")
-        if self.trunk_weights == "imagenet" and self.networks.trunk != "resnet50":
-            raise ConfigError(
-                f"trunk_weights: imagenet is for networks.trunk=resnet50, found {self.networks.trunk}; "
-                "set trunk_weights=none or name a file"
-            )
+JUDGED_PEOPLE = 64
 
 
 def train_dgnet(
@@ -154,29 +51,26 @@ def train_dgnet(
     out: Path | str,
     runtime: Runtime,
     *,
+    teachers: Sequence[Path | str] = (),
     resume: bool = False,
     stop_at: int | None = None,
 ) -> RunDir:
     """Train on a dataset's train_all split; writes a run folder and returns it.
 
+    `teachers` are runs or files whose soft labels the appearance encoder learns from; to resume, name them again.
+    Checkpoints are kept as `keep_checkpoints` and `keep_every` say, and the one that repaints people best as "best".
     `stop_at` leaves, as if asked to stop, after that many iterations.
 
     Raises:
         DatasetError: the data cannot be trained on.
-        OutputError, CheckpointError: `out` is not to be written, or not to be resumed.
+        TeacherError: a teacher is missing, not asked for, or of other people.
+        OutputError, CheckpointError: `out` is not to be written, or not to be resumed, or the disk is too small.
         DivergedError: a loss is not finite any more.
         Stopped: a signal or the time limit came; the state is saved.
     """
     index = data.split("train_all")
-    pairs = PairDataset(
-        index,
-        config.networks.image_hw,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        flip=config.flip,
-        pad_px=config.pad_px,
-        cache_bytes=config.cache_mib << 20,
-    )
+    pairs = make_pairs(config, index)
+    teacher = load_teacher(config, teachers, index, runtime)
     made_by: dict[str, Any] = {
         "dgnet_gen": dgnet_gen.__version__,
         "reid_models": reid_models.__version__,
@@ -187,63 +81,53 @@ def train_dgnet(
         "index_fingerprint": index.fingerprint,
         "num_ids": index.num_ids,
     }
+    if teacher is not None:
+        made_by["teachers"] = teacher.made_by
     runtime.seed_everything(config.seed)
     model = DGNet(config.networks, index.num_ids)
-    if not resume:  # before the folder is made: weights that cannot be had leave nothing behind
+    refuse_full_disk(config, model, Path(out))
+    # Before the folder is made: weights that cannot be had leave nothing behind.
+    if not (resume and RunDir(Path(out), "dgnet", made_by).iterations()):
         load_trunk_weights(model.appearance_encoder.trunk, config.trunk_weights)
     run = RunDir.create(out, config, kind="dgnet", made_by=made_by, resume=resume)
     checkpoint = run.resume_from() if resume else None
-    if checkpoint is not None:
-        model.load_networks(checkpoint.networks, source=str(run.path))
-    elif resume:
-        load_trunk_weights(model.appearance_encoder.trunk, config.trunk_weights)
     for network in model.networks().values():
-        runtime.prepare(network)
-        network.train()
-    optimizers = make_optimizers(model, config.optim)
-    start = 0
+        runtime.prepare(network).train()
+    trainer = _Trainer(config, model, runtime, teacher, index)
     if checkpoint is not None:
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(checkpoint.optimizers[name])
-        runtime.set_rng_state(checkpoint.rng)
-        start = checkpoint.iteration
-    step = Step(model, optimizers, config, runtime)
-
-    def save(iteration: int) -> None:
-        run.save(
-            Checkpoint(
-                kind="dgnet",
-                iteration=iteration,
-                config=config_dict(config),
-                networks={name: _on_cpu(network.state_dict()) for name, network in model.networks().items()},
-                optimizers={name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-                rng=runtime.rng_state(),
-                made_by=made_by,
-            )
-        )
-        run.keep_last(config.keep_checkpoints)
-
-    batches = pair_batches(pairs, start, config.max_iter, num_workers=config.num_workers)
+        trainer.restore(checkpoint, str(run.path))
     cast = torch.stack([eval_transform(pairs.store.read(row), pairs.image_hw) for row in pairs.cast(SHEET_PEOPLE)])
+    judged = choose_pictures(data, JUDGED_PEOPLE, config.seed)
+
+    def save() -> None:
+        run.save(trainer.checkpoint(made_by))
+        run.keep_last(config.keep_checkpoints, every=config.keep_every)
+
+    start = trainer.iteration
+    batches = pair_batches(
+        pairs, start * config.accumulate, config.max_iter * config.accumulate, num_workers=config.num_workers
+    )
     try:
         with runtime.watch_signals(), progress("DG-Net", config.max_iter, start) as bar:
             started_s = time.monotonic()
-            for iteration, batch in enumerate(batches, start=start + 1):
-                terms = step(iteration - 1, runtime.to_device(batch))
-                values = {name: float(value) for name, value in terms.items()}
-                _refuse_nonfinite(values, iteration, config.optim, index, batch)
+            for parts in in_groups(batches, config.accumulate):
+                values = trainer.step(trainer.iteration, [runtime.to_device(part) for part in parts])
+                trainer.iteration = iteration = trainer.iteration + 1
                 pace = (iteration - start) / max(time.monotonic() - started_s, 1e-9)
                 bar.advance(1, _note(values, pace))
                 is_last = iteration == config.max_iter
                 if iteration % config.log_every == 0 or is_last:
-                    run.log(iteration, values | step.settings_at(iteration - 1))
+                    run.log(iteration, values | trainer.step.settings_at(iteration - 1))
                 if iteration % config.sample_every == 0 or is_last:
-                    run.sample(iteration, "swap", _sheet(model, cast))
+                    run.sample(iteration, "swap", _sheet(trainer.step.average, cast))
                 reason = runtime.stop_reason()
                 if stop_at is not None and iteration >= stop_at:
                     reason = reason or f"asked to stop at iteration {stop_at}"
-                if iteration % config.checkpoint_every == 0 or is_last or reason:
-                    save(iteration)
+                if iteration % config.checkpoint_every == 0 or is_last:
+                    trainer.record(repainting_error(trainer.step.average, judged), run, made_by)
+                    save()
+                elif reason:
+                    save()
                 if reason and not is_last:
                     raise Stopped(
                         f"{reason}: saved iteration {iteration} in {run.path}; "
@@ -254,254 +138,237 @@ def train_dgnet(
     return run
 
 
-class DivergedError(ReidError):
-    """A loss is not finite."""
+def make_pairs(config: DGNetTrainConfig, index: DatasetIndex) -> PairDataset:
+    """The batches of a training.
+
+    Raises:
+        DatasetError: fewer pictures than a batch holds, or a single identity.
+    """
+    return PairDataset(
+        index,
+        config.networks.image_hw,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        flip=config.flip,
+        pad_px=config.pad_px,
+        cache_bytes=config.cache_mib << 20,
+    )
 
 
-class Step:
-    """One training step over the four networks."""
+def load_teacher(
+    config: DGNetTrainConfig, teachers: Sequence[Path | str], index: DatasetIndex, runtime: Runtime
+) -> Teacher | None:
+    """The teachers that the settings ask for; None when they ask for none.
+
+    Raises:
+        TeacherError: asked for and not given, or given and not asked for; or of other people.
+    """
+    asked = config.weights.teacher
+    if asked > 0 and not teachers:
+        raise TeacherError(
+            f"weights.teacher is {asked:g}, and no teacher was given; give --teacher RUN (made by reid-models train), "
+            "or train without one: --set weights.teacher=0"
+        )
+    if teachers and asked == 0:
+        raise TeacherError(
+            f"--teacher {teachers[0]}: weights.teacher is 0, so nobody would ask it; leave the teacher out, "
+            "or set weights.teacher above 0 (published: 2)"
+        )
+    if not teachers:
+        return None
+    return Teacher.load(
+        teachers,
+        index,
+        runtime,
+        train_bn=config.train_bn,
+        dropout=config.teacher.dropout,
+        style=config.teacher.style,
+        decay=config.teacher.decay,
+    )
+
+
+class _Trainer:
+    """The state of a training, in and out of checkpoints."""
 
     def __init__(
-        self,
-        model: DGNet,
-        optimizers: Mapping[str, torch.optim.Optimizer],
-        config: DGNetTrainConfig,
-        runtime: Runtime,
+        self, config: DGNetTrainConfig, model: DGNet, runtime: Runtime, teacher: Teacher | None, index: DatasetIndex
     ) -> None:
-        self.model, self.optimizers, self.config, self.runtime = model, optimizers, config, runtime
-        optim = config.optim
-        self.base_lr = {
-            "generator": [optim.lr_generator],
-            "discriminator": [optim.lr_discriminator],
-            "appearance": [optim.lr_appearance, optim.lr_appearance * optim.head_lr_factor],
-        }
+        self.config, self.model, self.runtime = config, model, runtime
+        self.optimizers = make_optimizers(model, config.optim)
+        self.step = Step(model, self.optimizers, config, runtime, teacher, file_of=lambda row: index[row].path.name)
+        self.iteration = 0
+        self.best: float | None = None
 
-    def settings_at(self, iteration: int) -> dict[str, float]:
-        """Learning rates and ramped weights of a 0-based iteration, for the log."""
-        weights = self.config.weights
-        factor = lr_factor(iteration, self.config.optim)
-        return {
-            "lr_generator": self.config.optim.lr_generator * factor,
-            "lr_appearance": self.config.optim.lr_appearance * factor,
-            "weight_recon_structure": self._ramp(iteration, weights.recon_structure),
-            "weight_cycle": self._ramp(iteration, weights.cycle),
-        }
+    def record(self, score: float, run: RunDir, made_by: Mapping[str, Any]) -> None:
+        """Log how well people are repainted, and keep the networks if never better."""
+        run.log(self.iteration, {"eval_recon_same_id": score})
+        if self.best is None or score < self.best:
+            self.best = score
+            run.save(self.checkpoint(made_by), best=True)
 
-    def _ramp(self, iteration: int, maximum: float) -> float:
-        weights = self.config.weights
-        return losses.ramp(iteration, start=weights.warm_iter, step=weights.warm_scale, maximum=maximum)
+    def checkpoint(self, made_by: Mapping[str, Any]) -> Checkpoint:
+        """Everything that the next step depends on.
 
-    def __call__(self, iteration: int, batch: PairBatch) -> dict[str, Tensor]:
-        """Update all networks; returns the unweighted terms and the two totals, without gradients."""
-        factor = lr_factor(iteration, self.config.optim)
-        for name, optimizer in self.optimizers.items():
-            for group, lr in zip(optimizer.param_groups, self.base_lr[name], strict=True):
-                group["lr"] = lr * factor
-        # Drawn by address, not from a stream: a resumed run draws the same.
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + iteration)
-        with self.runtime.autocast():
-            made = self._forward(batch, generator)
-        terms = self._discriminator_step(made, batch)
-        terms |= self._generator_step(iteration, made, batch, generator)
-        return {name: value.detach() for name, value in terms.items()}
-
-    def _forward(self, batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Codes, the six decoded batches in one call, and the logits that the identity losses see."""
-        model = self.model
-        x_a, x_b = batch.anchors_a, batch.anchors_b
-        s_a, s_b = model.structure_encoder(to_gray(torch.cat([x_a, x_b]))).chunk(2)
-        # Batch norm sees one batch at a time, in this order. When erased copies give the logits, the clean passes give
-        # codes alone, which have no gradient.
-        erasing = self.config.erasing > 0
-        clean = []
-        with torch.set_grad_enabled(not erasing):
-            for images in (x_a, x_b, batch.positives_a, batch.positives_b):
-                clean.append(model.appearance_encoder(images))
-        f_a, f_b, fp_a, fp_b = (output.code for output in clean)
-        if erasing:
-            outputs = [
-                model.appearance_encoder(random_erasing(images, self.config.erasing, generator=generator))
-                for images in (x_a, x_b, batch.positives_a, batch.positives_b)
-            ]
-        else:
-            outputs = clean
-        appearance = torch.cat([f_a, f_b, f_a, f_b, fp_a, fp_b])
-        structure = torch.cat([s_b, s_a, s_a, s_b, s_a, s_b])
-        x_ba, x_ab, a_self, b_self, a_same, b_same = model.decoder(appearance, structure).chunk(6)
-        return {
-            "s_a": s_a, "s_b": s_b, "f_a": f_a, "f_b": f_b, "x_ba": x_ba, "x_ab": x_ab,
-            "a_self": a_self, "b_self": b_self, "a_same": a_same, "b_same": b_same,
-            "p_a": outputs[0].primary, "p_b": outputs[1].primary,
-            "pp_a": outputs[2].primary, "pp_b": outputs[3].primary,
-        }  # fmt: skip
-
-    def _discriminator_step(self, made: dict[str, Tensor], batch: PairBatch) -> dict[str, Tensor]:
-        weights, discriminator = self.config.weights, self.model.discriminator
-        real = torch.cat([batch.anchors_a, batch.anchors_b]).requires_grad_()
-        fake = torch.cat([made["x_ba"], made["x_ab"]]).detach()
-        # The penalty is a second derivative: float32 throughout. Both halves weigh as two losses of their own mean.
-        real_maps = discriminator(real)
-        fake_maps = discriminator(fake.to(real.dtype))
-        adversarial = 2 * losses.discrimination(fake_maps, real_maps)
-        penalty = 2 * losses.penalty(real_maps, real)
-        total = weights.adversarial * (adversarial + weights.gradient_penalty * penalty)
-        optimizer = self.optimizers["discriminator"]
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        optimizer.step()
-        return {"discriminator": total, "gradient_penalty": penalty}
-
-    def _generator_step(
-        self, iteration: int, made: dict[str, Tensor], batch: PairBatch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        model, weights = self.model, self.config.weights
-        structure_weight = self._ramp(iteration, weights.recon_structure)
-        cycle_weight = self._ramp(iteration, weights.cycle)
-        x_ba, x_ab = made["x_ba"], made["x_ab"]
-        terms: dict[str, Tensor] = {}
-        with self.runtime.autocast():
-            again_a, again_b = _frozen(model.appearance_encoder, x_ba, x_ab, train_bn=self.config.train_bn)
-            with _reading(model.discriminator):
-                swapped_maps = model.discriminator(torch.cat([x_ba, x_ab]))
-            trains_encoder = bool(torch.rand((), generator=generator) < self.config.encoder_again)
-            if structure_weight > 0 or cycle_weight > 0:
-                gray = to_gray(torch.cat([x_ab, x_ba]))  # the structures of a, then of b
-                if trains_encoder:
-                    again_s = model.structure_encoder(gray.detach())
-                else:
-                    with _reading(model.structure_encoder):
-                        again_s = model.structure_encoder(gray)
-                s_a2, s_b2 = again_s.chunk(2)
-                terms["recon_structure"] = losses.reconstruction(s_a2, made["s_a"]) + losses.reconstruction(
-                    s_b2, made["s_b"]
-                )
-                if cycle_weight > 0:
-                    cycled = model.decoder(torch.cat([again_a.code, again_b.code]), again_s)
-                    x_aba, x_bab = cycled.chunk(2)
-                    terms["cycle"] = losses.reconstruction(x_aba, batch.anchors_a) + losses.reconstruction(
-                        x_bab, batch.anchors_b
+        Raises:
+            DivergedError: a weight is not finite; a checkpoint of it would be of no use.
+        """
+        for network in self._networks().values():
+            for name, value in network.state_dict().items():
+                if not value.isfinite().all():
+                    raise DivergedError(
+                        f"{name} is not finite after iteration {self.iteration}, so it is not saved; what was saved "
+                        "before is intact; lower the learning rate or resume from an earlier checkpoint"
                     )
-        x_a, x_b, l_a, l_b = batch.anchors_a, batch.anchors_b, batch.labels_a, batch.labels_b
-        terms |= {
-            "recon_self": losses.reconstruction(made["a_self"], x_a) + losses.reconstruction(made["b_self"], x_b),
-            "recon_same_id": losses.reconstruction(made["a_same"], x_a) + losses.reconstruction(made["b_same"], x_b),
-            "adversarial": 2 * losses.adversarial(swapped_maps),  # two halves of equal size, each its own mean
-            "recon_identity": losses.identity(again_a.primary, l_a) + losses.identity(again_b.primary, l_b),
-            "identity": losses.identity(made["p_a"], l_a) + losses.identity(made["p_b"], l_b),
-            "identity_positive": losses.identity(made["pp_a"], l_a) + losses.identity(made["pp_b"], l_b),
-        }
-        total = _total(terms, weights, structure_weight, cycle_weight)
-        for name in ("generator", "appearance"):
-            self.optimizers[name].zero_grad(set_to_none=True)
-        total.backward()
-        self.optimizers["generator"].step()
-        self.optimizers["appearance"].step()
-        return terms | {"total": total}
+        return Checkpoint(
+            kind="dgnet",
+            iteration=self.iteration,
+            config=config_dict(self.config),
+            networks={name: _on_cpu(network.state_dict()) for name, network in self._networks().items()},
+            optimizers={name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            rng=self.runtime.rng_state(),
+            progress={"best": self.best, "scaler": self.step.scaler.state_dict(), "skipped": self.step.skipped},
+            made_by=dict(made_by),
+        )
+
+    def restore(self, checkpoint: Checkpoint, source: str) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: its networks are not those of these settings.
+        """
+        own = checkpoint.networks
+        trained = own | {name: own[f"trained_{name}"] for name in ("structure", "decoder") if f"trained_{name}" in own}
+        self.model.load_networks(trained, source=source)
+        if self.config.ema_decay > 0:
+            self.step.average.load_networks(own, source=source)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(checkpoint.optimizers[name])
+        self.runtime.set_rng_state(checkpoint.rng)
+        self.step.scaler.load_state_dict(checkpoint.progress["scaler"])
+        self.step.skipped = checkpoint.progress["skipped"]
+        self.best = checkpoint.progress["best"]
+        self.iteration = checkpoint.iteration
+
+    def _networks(self) -> dict[str, nn.Module]:
+        """The four to use; with a moving average also what it follows, trained_structure and trained_decoder."""
+        networks = self.step.average.networks()
+        if self.config.ema_decay > 0:
+            now = self.model.networks()
+            networks |= {f"trained_{name}": now[name] for name in ("structure", "decoder")}
+        return networks
 
 
-def _total(terms: dict[str, Tensor], weights: LossWeights, structure_weight: float, cycle_weight: float) -> Tensor:
-    """Equation 9 of the paper, with the weights of this iteration."""
-    total = (
-        weights.recon_self * terms["recon_self"]
-        + weights.recon_same_id * terms["recon_same_id"]
-        + weights.adversarial * terms["adversarial"]
-        + weights.recon_identity * terms["recon_identity"]
-        + weights.identity * terms["identity"]
-        + weights.identity_positive * terms["identity_positive"]
-    )
-    if "recon_structure" in terms:
-        total = total + structure_weight * terms["recon_structure"]
-    if "cycle" in terms:
-        total = total + cycle_weight * terms["cycle"]
+def choose_pictures(data: DatasetIndex, count: int, seed: int) -> list[tuple[Path, Path]]:
+    """Pictures of up to `count` people, each with another picture of the person (the same one when there is no other).
+
+    Of people who were not trained on where the dataset has query and gallery; the same ones every time.
+    """
+    unseen = {"query", "gallery"} & set(data.splits)
+    of_person: dict[int, list[Path]] = {}
+    for record in data:
+        # 0 is a distractor and -1 junk there: many people under one number.
+        if record.split in (unseen or {"train", "val"}) and (record.pid > 0 or not unseen):
+            of_person.setdefault(record.pid, []).append(record.path)
+    rng = np.random.default_rng([seed, 6])
+    chosen = []
+    for pid in rng.permutation(sorted(of_person))[:count]:
+        own = of_person[int(pid)]
+        first, second = rng.permutation(len(own))[:2] if len(own) > 1 else (0, 0)
+        chosen.append((own[first], own[second]))
+    return chosen
+
+
+def repainting_error(model: DGNet, pictures: Sequence[tuple[Path, Path]], *, batch_size: int = 16) -> float:
+    """How far people are from themselves when painted in what they wear on another picture; in evaluation mode.
+
+    The mean absolute difference, in network input, of each first picture to its structure in the second's appearance.
+
+    Raises:
+        ImageError: a file is missing or damaged.
+    """
+    differences = []
+    with _evaluating(model):
+        for start in range(0, len(pictures), batch_size):
+            first, second = (
+                torch.stack([eval_transform(read_pixels(path), model.image_hw) for path in paths])
+                for paths in zip(*pictures[start : start + batch_size], strict=True)
+            )
+            painted = model.decode(Codes(model.appearance(second), model.structure(first))).cpu()
+            differences += [losses.reconstruction(made, real).item() for made, real in zip(painted, first, strict=True)]
+    return float(np.mean(differences))
+
+
+def refuse_full_disk(config: DGNetTrainConfig, model: DGNet, out: Path) -> None:
+    """Refuse a training whose checkpoints the disk cannot hold, before anything is written.
+
+    Raises:
+        OutputError: what they need and what there is.
+    """
+    size = checkpoint_bytes(config, model)
+    present = len(list((out / "checkpoints").glob("*.pt")))
+    needed = size * max(1, num_checkpoints(config) - present)
+    folder = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"{out}: the checkpoints of this training need {needed / 2**30:.1f} GiB ({num_checkpoints(config)} of "
+            f"{size / 2**20:.0f} MiB), {free / 2**30:.1f} GiB are free; free some space, or keep fewer with "
+            "--set keep_every=0"
+        )
+
+
+def checkpoint_bytes(config: DGNetTrainConfig, model: DGNet) -> int:
+    """The size of one checkpoint: networks, their optimizers' states and, if kept, the moving average."""
+    weights = {
+        name: sum(value.nbytes for value in network.state_dict().values()) for name, network in model.networks().items()
+    }
+    generator = weights["structure"] + weights["decoder"]
+    total = sum(weights.values()) + 2 * (generator + weights["discriminator"])  # Adam's two moments
+    if config.optim.momentum > 0:
+        total += weights["appearance"]
+    if config.ema_decay > 0:
+        total += generator
     return total
 
 
-def _frozen(encoder: nn.Module, *batches: Tensor, train_bn: bool) -> list[Any]:
-    """Outputs of the encoder as it is now: gradients reach the pictures, never its weights or running statistics.
-
-    Dropout is off; batch norms use the batch if `train_bn`.
-    """
-    parameters = {name: parameter.detach() for name, parameter in encoder.named_parameters()}
-    buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
-    encoder.eval()
-    if train_bn:
-        for part in encoder.modules():
-            if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                part.train()
-    try:
-        return [functional_call(encoder, (parameters, buffers), (images,)) for images in batches]
-    finally:
-        encoder.train()
+def num_checkpoints(config: DGNetTrainConfig) -> int:
+    """How many files lie in checkpoints/ at the fullest: the last, those for good, the best, and one being written."""
+    saved = {*range(config.checkpoint_every, config.max_iter, config.checkpoint_every), config.max_iter}
+    last = set(sorted(saved)[-config.keep_checkpoints :])
+    for_good = {iteration for iteration in saved if config.keep_every and iteration % config.keep_every == 0}
+    return len(last | for_good) + 2
 
 
-@contextmanager
-def _reading(network: nn.Module) -> Iterator[None]:
-    """Within the block the network passes gradients on but collects none."""
-    network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        network.requires_grad_(True)
-
-
-def make_optimizers(model: DGNet, optim: OptimConfig) -> dict[str, torch.optim.Optimizer]:
-    """The three optimisers: generator (structure encoder and decoder), discriminator, appearance."""
-    adam: dict[str, Any] = {"betas": (float(optim.beta1), float(optim.beta2)), "weight_decay": optim.weight_decay}
-    generator = [*model.structure_encoder.parameters(), *model.decoder.parameters()]
-    encoder = model.appearance_encoder
-    heads = [*encoder.primary.parameters(), *encoder.fine.parameters()]
-    return {
-        "generator": torch.optim.Adam(generator, lr=optim.lr_generator, **adam),
-        "discriminator": torch.optim.Adam(model.discriminator.parameters(), lr=optim.lr_discriminator, **adam),
-        "appearance": torch.optim.SGD(
-            [
-                {"params": list(encoder.trunk.parameters()), "lr": optim.lr_appearance},
-                {"params": heads, "lr": optim.lr_appearance * optim.head_lr_factor},
-            ],
-            lr=optim.lr_appearance,
-            momentum=optim.momentum,
-            weight_decay=optim.weight_decay,
-            nesterov=optim.momentum > 0,
-        ),
-    }
-
-
-def lr_factor(iteration: int, optim: OptimConfig) -> float:
-    """What learning rates are multiplied by at a 0-based iteration; a decay acts one iteration early, as published."""
-    half, quarter = optim.step_size // 2, optim.step_size // 4
-    milestones = (optim.step_size, optim.step_size + half, optim.step_size + half + quarter)
-    return optim.gamma ** sum(iteration + 1 >= milestone for milestone in milestones)
+def in_groups(batches: Iterable[PairBatch], size: int) -> Iterator[list[PairBatch]]:
+    """Lists of `size` batches that follow each other."""
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
 
 
 def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in state.items()}
 
 
-def _refuse_nonfinite(
-    values: Mapping[str, float], iteration: int, optim: OptimConfig, index: DatasetIndex, batch: PairBatch
-) -> None:
-    broken = [name for name, value in values.items() if not math.isfinite(value)]
-    if broken:
-        files = [index[int(row)].path.name for row in batch.rows_a[:3]]
-        raise DivergedError(
-            f"iteration {iteration}: {', '.join(broken)} is not finite at lr_generator {optim.lr_generator:g} "
-            f"(batch with {', '.join(files)}, ...); lower the learning rate or resume from an earlier checkpoint"
-        )
-
-
 def _note(values: Mapping[str, float], pace: float) -> str:
-    shown = ("recon_self", "recon_same_id", "adversarial", "recon_identity", "identity")
-    return " ".join(f"{name} {values[name]:.3f}" for name in shown) + f" {pace:.1f} it/s"
+    shown = ("recon_self", "recon_same_id", "adversarial", "recon_identity", "identity", "primary")
+    return " ".join(f"{name} {values[name]:.3f}" for name in shown if name in values) + f" {pace:.1f} it/s"
+
+
+@contextmanager
+def _evaluating(model: DGNet) -> Iterator[None]:
+    model.eval()
+    try:
+        yield
+    finally:
+        for network in model.networks().values():
+            network.train()
 
 
 def _sheet(model: DGNet, images: Tensor) -> np.ndarray:
     """Everybody in everybody's pose: structures down the left, appearances across the top."""
     from dgnet_gen.visualise import grid_of
 
-    model.eval()
-    try:
+    with _evaluating(model):
         codes = model.encode(images)
         return grid_of(model, images, images, codes.structure, codes.appearance)
-    finally:
-        for network in model.networks().values():
-            network.train()

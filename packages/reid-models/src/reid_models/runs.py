@@ -133,12 +133,13 @@ class RunDir:
     ) -> RunDir:
         """Start a run in a new or empty folder, or return to it with `resume` under the same settings and data.
 
-        `made_by` holds plain values; its entries `index_fingerprint` and `weights`, when given, must not change on
-        resume.
+        `made_by` holds plain values; its entries `index_fingerprint`, `weights` and `teachers`, when given, must not
+        change on resume.
 
         Raises:
             OutputError: the folder holds other files, or a run already and `resume` is not set; or it cannot be made.
-            CheckpointError: resuming with other settings, another kind, other data, or other weights to start from.
+            CheckpointError: resuming with other settings, another kind, other data, other teachers, or other weights to
+                start from.
         """
         path = Path(path)
         with _writing(path, "choose another --out"):
@@ -261,10 +262,14 @@ class RunDir:
         checkpoint.save(file)
         return file
 
-    def keep_last(self, count: int) -> None:
-        """Remove this run's older numbered checkpoints, all but the newest `count` (at least 1)."""
+    def keep_last(self, count: int, *, every: int = 0) -> None:
+        """Remove this run's older numbered checkpoints, all but the newest `count` (at least 1).
+
+        Those at multiples of `every` stay too; 0 for none.
+        """
         for iteration in self.iterations()[: -max(count, 1)]:
-            self._file_of(iteration).unlink(missing_ok=True)
+            if not (every and iteration % every == 0):
+                self._file_of(iteration).unlink(missing_ok=True)
 
     def resume_from(self) -> Checkpoint | None:
         """The newest checkpoint, with log and TensorBoard cut back to it; None, and a warning, when there is none yet.
@@ -383,7 +388,7 @@ def _refuse_changes(stored: RunDir, config: Any, made_by: Mapping[str, Any]) -> 
     changed = settings_difference(before, config_dict(config))
     if changed:
         raise CheckpointError(
-            f"{stored.path}: cannot resume with other settings ({'; '.join(changed[:4])}); "
+            f"{stored.path}: cannot resume with other settings ({'; '.join(changed)}); "
             "use the run's own settings or another --out"
         )
     old, new = stored.made_by.get("index_fingerprint"), made_by.get("index_fingerprint")
@@ -398,6 +403,16 @@ def _refuse_changes(stored: RunDir, config: Any, made_by: Mapping[str, Any]) -> 
             f"{stored.path}: cannot resume with other weights to start from ({_told(old)} -> {_told(new)}); "
             "give the --weights and --drop it was started with, or another --out"
         )
+    old, new = (_files(made.get("teachers")) for made in (stored.made_by, made_by))
+    if old != new:
+        raise CheckpointError(
+            f"{stored.path}: cannot resume with other teachers ({old} -> {new}); "
+            "give the --teacher it was started with, or another --out"
+        )
+
+
+def _files(teachers: list[dict[str, Any]] | None) -> str:
+    return ", ".join(f"{teacher['file']} {teacher['fingerprint']}" for teacher in teachers or ()) or "none"
 
 
 def _told(start: Mapping[str, Any] | None) -> str:

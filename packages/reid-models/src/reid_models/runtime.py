@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -146,6 +147,17 @@ class Runtime:
             torch.cuda.set_rng_state(state["cuda"], self.device)
         elif self.device.type == "mps" and "mps" in state:
             torch.mps.set_rng_state(state["mps"])
+
+    def peak_bytes(self) -> int | None:
+        """The most memory taken so far: by tensors on a CUDA device, elsewhere by the process; None on Windows."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if sys.platform == "win32":
+            return None
+        import resource  # which Windows has not
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     @contextmanager
     def watch_signals(self) -> Iterator[None]:
