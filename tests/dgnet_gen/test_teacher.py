@@ -113,6 +113,15 @@ def test_a_network_with_several_classifiers_says_the_mean_of_their_probabilities
     torch.testing.assert_close(teacher.soft_labels(images(), LABELS, LABELS), sum(heads) / len(heads))
 
 
+def test_a_teacher_is_asked_what_it_knows():
+    networks = [TrainedNetwork(small_baseline(seed), IMAGE_HW, {}) for seed in (0, 1)]
+    teacher = Teacher(networks, train_bn=False)
+    first = teacher.probabilities(networks[0], images()).argmax(1)
+    assert teacher.recognised(images(), first)[0] == 1
+    wrong = torch.stack([first[0], (first[1] + 1) % 3, (first[2] + 1) % 3])
+    assert teacher.recognised(images(), wrong)[0] == pytest.approx(1 / 3)
+
+
 def test_pictures_are_resized_to_what_the_teacher_was_trained_on():
     network = small_baseline()
     teacher = Teacher([TrainedNetwork(network, (64, 32), {})], train_bn=False)

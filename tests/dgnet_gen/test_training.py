@@ -141,6 +141,15 @@ def test_a_teacher_that_is_asked_for_must_be_given_and_the_other_way_round(index
     assert not (tmp_path / "run").exists()
 
 
+def test_a_teacher_that_knows_nobody_is_warned_of(index, tmp_path, caplog):
+    teacher = make_teacher(tmp_path / "teacher", index)
+    network = RunDir.open(teacher).load()
+    network.networks["reid"]["classifier.bias"][:] = torch.tensor([0.0, 0.0, 1e6])  # everybody is the third person
+    RunDir.open(teacher).save(network)
+    train_dgnet(dataclasses.replace(WITH_TEACHER, max_iter=1), index, tmp_path / "run", cpu(), teachers=[teacher])
+    assert "this teacher recognises only 3" in caplog.text
+
+
 def test_going_on_with_another_teacher_is_refused(index, tmp_path):
     first, second = (make_teacher(tmp_path / f"teacher{seed}", index, seed) for seed in (1, 2))
     with pytest.raises(Stopped):

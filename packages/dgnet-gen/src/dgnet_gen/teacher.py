@@ -10,7 +10,6 @@ the same order.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,6 @@ from reid_models.runs import Checkpoint, RunDir
 from reid_models.runtime import Runtime
 from reid_models.training import ReidTrainConfig, build_network
 from reid_models.weights import load_weights, network_of, read_weights
-
-logger = logging.getLogger(__name__)
 
 PUBLISHED_FILE = "net_last.pth"
 
@@ -116,6 +113,11 @@ class Teacher:
         """
         said = [self.probabilities(trained, images) for trained in self.networks]
         return soft_target(said, appearance, structure, style=self.style, decay=self.decay)
+
+    def recognised(self, images: Tensor, labels: Tensor) -> list[float]:
+        """The share of photographs (B, 3, H, W) that each network names rightly, of labels (B,)."""
+        said = [self.probabilities(trained, images).argmax(1) for trained in self.networks]
+        return [float((first == labels).float().mean()) for first in said]
 
     @torch.no_grad()
     def probabilities(self, trained: TrainedNetwork, images: Tensor) -> Tensor:

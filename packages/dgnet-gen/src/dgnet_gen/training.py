@@ -11,6 +11,7 @@ checkpoint: a resumed run equals one that never stopped.
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,7 +42,10 @@ from reid_models.runs import Checkpoint, RunDir
 from reid_models.runtime import Runtime
 from reid_models.weights import load_trunk_weights
 
+logger = logging.getLogger(__name__)
+
 SHEET_PEOPLE = 6
+KNOWN_PICTURES = 64
 JUDGED_PEOPLE = 64
 
 
@@ -83,6 +87,7 @@ def train_dgnet(
     }
     if teacher is not None:
         made_by["teachers"] = teacher.made_by
+        _tell_what_teachers_know(teacher, pairs, runtime)
     runtime.seed_everything(config.seed)
     model = DGNet(config.networks, index.num_ids)
     refuse_full_disk(config, model, Path(out))
@@ -185,6 +190,22 @@ def load_teacher(
         style=config.teacher.style,
         decay=config.teacher.decay,
     )
+
+
+def _tell_what_teachers_know(teacher: Teacher, pairs: PairDataset, runtime: Runtime) -> None:
+    """Warn of a teacher that does not know the photographs: perhaps it numbers the same people in another order."""
+    batches = [pairs.batch(iteration) for iteration in range(max(1, KNOWN_PICTURES // pairs.batch_size))]
+    seen = [
+        teacher.recognised(runtime.to_device(batch.anchors_a), runtime.to_device(batch.labels_a)) for batch in batches
+    ]
+    for made_by, share in zip(teacher.made_by, np.mean(seen, axis=0), strict=True):
+        logger.info("%s: recognises %.0f %% of the training pictures looked at", made_by["file"], 100 * share)
+        if share < 0.5:
+            logger.warning(
+                "%s: this teacher recognises only %.0f %% of the training pictures; is it trained, and on the same "
+                "people in the same order?",
+                made_by["file"], 100 * share,
+            )  # fmt: skip
 
 
 class _Trainer:
