@@ -41,7 +41,8 @@ from dgnet_gen.published import (
     to_published,
     training_values,
 )
-from dgnet_gen.training import DGNetTrainConfig, make_optimizers
+from dgnet_gen.settings import DGNetTrainConfig
+from dgnet_gen.step import make_optimizers
 from reid_eval.errors import OutputError
 from reid_eval.files import atomic_path, file_fingerprint, fingerprint
 from reid_models.config import config_from_dict
