@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from dgnet_gen.generation import generate, plan_generation, read_manifest
 from dgnet_gen.model import DGNet
-from dgnet_gen.training import DGNetTrainConfig, train_dgnet
+from dgnet_gen.settings import DGNetTrainConfig
+from dgnet_gen.training import train_dgnet
 from dgnet_gen.truth import swap_truth, truth_sheet
 from dgnet_gen.visualise import enlarged, pick_people, swap_grid
 from pipelines.stages import Stage, read_record, run_stages

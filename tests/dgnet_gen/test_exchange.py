@@ -17,7 +17,9 @@ from dgnet_gen.exchange import PublishedFolder, export_run
 from dgnet_gen.generation import read_manifest
 from dgnet_gen.model import DGNet, NetworksConfig
 from dgnet_gen.published import published_tables
-from dgnet_gen.training import DGNetTrainConfig, make_optimizers, train_dgnet
+from dgnet_gen.settings import DGNetTrainConfig, LossWeights
+from dgnet_gen.step import make_optimizers
+from dgnet_gen.training import train_dgnet
 from reid_eval.errors import OutputError
 from reid_models.config import ConfigError, config_dict
 from reid_models.data.index import DatasetIndex
@@ -41,7 +43,14 @@ dis: {dim: 2, n_res: 1, num_scales: 1}
 data_root: ../Market/pytorch/
 """
 CONFIG = DGNetTrainConfig(
-    networks=NARROW, trunk_weights="none", batch_size=2, max_iter=2, pad_px=1, num_workers=0, checkpoint_every=1
+    networks=NARROW,
+    weights=LossWeights(teacher=0.0),
+    trunk_weights="none",
+    batch_size=2,
+    max_iter=2,
+    pad_px=1,
+    num_workers=0,
+    checkpoint_every=1,
 )
 
 
@@ -411,3 +420,59 @@ def test_optimizer_states_belong_to_the_newest_iteration(sound):
     model = folder.load(device="cpu")
     with pytest.raises(WeightsError, match=r"optimizer\.pt: no such weight file"):
         folder.optimizer_states(model, make_optimizers(model, CONFIG.optim))
+
+
+# Going on from a published training
+
+
+@pytest.fixture(scope="module")
+def stopped(sound, tmp_path_factory):
+    """A run of two iterations without dropout, whose state no folder of theirs holds; its settings, and its export."""
+    networks = dataclasses.replace(NARROW, dropout_primary=0.0, dropout_fine=0.0)
+    config = dataclasses.replace(CONFIG, networks=networks, checkpoint_every=10, sample_every=10)
+    root = tmp_path_factory.mktemp("stopped")
+    train_dgnet(config, DatasetIndex.open(sound / "toy"), root / "run", Runtime.from_environment("cpu", "fp32"))
+    export_run(root / "run", "last", root / "theirs")
+    return dataclasses.replace(config, max_iter=4), PublishedFolder.open(root / "theirs")
+
+
+def test_a_training_goes_on_from_a_published_folder_as_it_would_have_gone_on_itself(sound, stopped, tmp_path):
+    config, folder = stopped
+    data, runtime = DatasetIndex.open(sound / "toy"), Runtime.from_environment("cpu", "fp32")
+    ours = train_dgnet(config, data, tmp_path / "straight", runtime).load()
+    # Their settings do not hold ours about dropout.
+    folder = PublishedFolder(folder.path, folder.config._replace(networks=config.networks))
+    theirs = train_dgnet(config, data, tmp_path / "on", runtime, begin_with=folder).load()
+    assert theirs.made_by["begun_with"] == {"folder": str(folder.path.resolve()), "iteration": 2}
+    assert ours.iteration == theirs.iteration == 4
+    for network, state in ours.networks.items():
+        for name, value in state.items():
+            torch.testing.assert_close(theirs.networks[network][name], value)
+
+
+@pytest.mark.parametrize(
+    ("folder", "setting", "message"),
+    [
+        ("theirs", "max_iter=2", "has done 2 of max_iter 2; set max_iter higher"),
+        ("theirs", "networks.mlp_dim=8", "has other networks (mlp_dim: 6 -> 8"),
+        ("original", "max_iter=200000", "is of 5 people, the training pictures in"),
+    ],
+)
+def test_going_on_refuses_what_does_not_belong_together(sound, stopped, tmp_path, folder, setting, message):
+    begin = sound / "original" if folder == "original" else stopped[1].path
+    arguments = ["--data", sound / "toy", "--device", "cpu", "--out", tmp_path / "run"]
+    arguments += [part for text in ("weights.teacher=0", "batch_size=2", setting) for part in ("--set", text)]
+    result = dgnet_gen("train", "--begin-with", begin, *arguments)
+    assert (result.exit_code, message in result.stderr) == (1, True), result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_published_settings_file_trains_as_it_is(sound, tmp_path):
+    settings = tmp_path / "latest.yaml"
+    settings.write_text(SETTINGS + "teacher: ''\nbatch_size: 2\nmax_iter: 1\nnum_workers: 0\nbananas: 3\n")
+    arguments = ["--data", sound / "toy", "--device", "cpu", "--set", "trunk_weights=none"]
+    result = dgnet_gen("train", "--config", settings, *arguments, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    model = DGNet.load(tmp_path / "run", device="cpu")
+    assert model.num_ids == DatasetIndex.open(sound / "toy").split("train_all").num_ids  # whatever ID_class says
+    assert (model.image_hw, model.config.mlp_dim) == ((64, 32), 6)

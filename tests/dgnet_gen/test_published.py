@@ -27,10 +27,12 @@ from dgnet_gen.published import (
     published_settings,
     published_tables,
     to_published,
+    training_tree,
     training_values,
 )
-from dgnet_gen.training import DGNetTrainConfig, OptimConfig, make_optimizers
-from reid_models.config import ConfigError
+from dgnet_gen.settings import DGNetTrainConfig, OptimConfig
+from dgnet_gen.step import make_optimizers
+from reid_models.config import ConfigError, config_dict, config_from_dict, settings_difference
 from reid_models.runs import CheckpointError
 
 # Names, shapes and types of the published files for Market-1501, and the order of their optimizers' parameters.
@@ -503,12 +505,40 @@ def test_a_network_that_the_program_does_not_have_is_refused_by_its_setting(chan
 
 def test_our_training_settings_are_told_by_published_names():
     values = training_values(DGNetTrainConfig(batch_size=4, optim=OptimConfig(lr_generator=3e-4, gamma=0.5)))
-    assert (values["batch_size"], values["lr_g"], values["gamma"], values["gamma2"]) == (4, 3e-4, 0.5, 0.5)
+    assert (values["batch_size"], values["lr_g"], values["gamma"], values["gamma2"]) == (4, 3e-4, 0.5, 0.1)
     # Our defaults are the published ones, but for how often something is written.
     stock = {name: value for name, value in training_values(DGNetTrainConfig()).items() if STOCK[name] != value}
     assert stock.keys() <= {"num_workers", "log_iter"}
     written = published_config(published_settings(NetworksConfig(), 751, values))
     assert {name: written.training[name] for name in values} == values
+
+
+def test_a_published_training_is_one_of_ours_and_comes_back():
+    published = published_config({"apex": True, "lr_policy": "step", "B_w": 0.3, "max_w": 0.7, "gen": {}, "dis": {}})
+    config = config_from_dict(DGNetTrainConfig, training_tree(published, "latest.yaml"))
+    assert (config.precision, config.optim.policy, config.weights.fine) == ("fp16", "step", 0.3)
+    assert (config.weights.recon_appearance, config.weights.recon_structure) == (0.7, 0.7)
+    again = published_config(published_settings(config.networks, 751, training_values(config)))
+    assert again.training == published.training
+
+
+def test_the_stock_settings_are_our_defaults_but_for_how_often_something_is_logged():
+    stock = config_from_dict(DGNetTrainConfig, training_tree(published_config({"ID_stride": 1}), "latest.yaml"))
+    assert settings_difference(config_dict(DGNetTrainConfig()), config_dict(stock)) == [
+        "log_every: 10 -> 1",
+        "num_workers: 4 -> 8",
+    ]
+
+
+def test_a_published_training_without_a_teacher_has_no_teacher_terms():
+    config = config_from_dict(DGNetTrainConfig, training_tree(published_config({"teacher": ""}), "latest.yaml"))
+    assert config.weights.teacher == 0
+
+
+@pytest.mark.parametrize("key", ["recon_s_w", "teacher_w", "vgg_w"])
+def test_a_weight_that_no_published_training_starts_with_is_refused(key):
+    with pytest.raises(ConfigError, match=rf"latest.yaml: {key}: 0.5: expected 0"):
+        training_tree(published_config({key: 0.5}), "latest.yaml")
 
 
 # Optimizer states

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dgnet_gen.training import DGNetTrainConfig
+from dgnet_gen.settings import DGNetTrainConfig
 from reid_models.config import load_config
 from reid_models.training import ReidTrainConfig
 

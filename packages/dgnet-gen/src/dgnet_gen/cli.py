@@ -43,7 +43,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--config", "config_file", type=_PATH, help="YAML settings; without it the published full-size ones.")
+@click.option(
+    "--config", "config_file", type=_PATH, help="YAML settings, also the published program's; without it its own."
+)
 @click.option("--data", type=_PATH, required=True, help="A dataset, prepared or raw.")
 @click.option("--out", type=_PATH, default=Path("runs/dgnet"), show_default=True, help="The run's folder.")
 @click.option(
@@ -52,6 +54,9 @@ def main() -> None:
     type=_PATH,
     multiple=True,
     help="A run of reid-models train, or a folder with the re-id baseline's net_last.pth; may be repeated.",
+)
+@click.option(
+    "--begin-with", type=_PATH, help="Go on from a training of the published program: its folder with optimizer.pt."
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
@@ -64,6 +69,7 @@ def train(
     data: Path,
     out: Path,
     teachers: tuple[Path, ...],
+    begin_with: Path | None,
     overrides: tuple[str, ...],
     resume: bool,
     plan: bool,
@@ -84,12 +90,14 @@ def train(
     if plan and resume:
         raise click.UsageError("--plan writes nothing and --resume goes on with a run: give one of them")
     with user_errors():
-        from dgnet_gen.settings import DGNetTrainConfig
-        from reid_models.config import load_config
+        from dgnet_gen.exchange import PublishedFolder, load_train_config
         from reid_models.data.index import DatasetIndex
         from reid_models.runtime import Runtime
 
-        config = load_config(DGNetTrainConfig, config_file, overrides)
+        folder = None if begin_with is None else PublishedFolder.open(begin_with)
+        if folder is not None and config_file is None:
+            config_file = folder.path / "config.yaml"
+        config = load_train_config(config_file, overrides)
         runtime = Runtime.from_environment(device, config.precision, max_hours)
         index = DatasetIndex.open(data)
         if plan:
@@ -100,7 +108,7 @@ def train(
             return
         from dgnet_gen.training import train_dgnet
 
-        run = train_dgnet(config, index, out, runtime, teachers=teachers, resume=resume)
+        run = train_dgnet(config, index, out, runtime, teachers=teachers, begin_with=folder, resume=resume)
         iteration = run.iterations()[-1]
         last = {
             name: value for line in run.read_log() if line["iteration"] == iteration for name, value in line.items()

@@ -19,7 +19,7 @@ import json
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,19 +33,21 @@ from dgnet_gen.published import (
     FILES,
     PublishedConfig,
     from_published,
+    is_published_settings,
     optimizer_states_from_published,
     optimizer_states_to_published,
     published_config,
     published_settings,
     published_tables,
     to_published,
+    training_tree,
     training_values,
 )
 from dgnet_gen.settings import DGNetTrainConfig
 from dgnet_gen.step import make_optimizers
 from reid_eval.errors import OutputError
 from reid_eval.files import atomic_path, file_fingerprint, fingerprint
-from reid_models.config import config_from_dict
+from reid_models.config import config_from_dict, load_config
 from reid_models.runs import CheckpointError, RunDir
 from reid_models.runtime import choose_device
 from reid_models.weights import read_content, refuse_unusable, write_contents
@@ -54,6 +56,17 @@ logger = logging.getLogger(__name__)
 
 _GENERATOR_NAME = re.compile(r"gen_(\d{8,})\.pt")
 OPTIMIZER_FILE = "optimizer.pt"
+
+
+def load_train_config(file: Path | None, overrides: Sequence[str] = ()) -> DGNetTrainConfig:
+    """The settings of a training from a file of ours or of the published program, changed by `section.key=value` texts.
+
+    Raises:
+        ConfigError: see `load_config` and `published_config`.
+    """
+    if file is None or not is_published_settings(file):
+        return load_config(DGNetTrainConfig, file, overrides)
+    return load_config(DGNetTrainConfig, file, overrides, values=training_tree(published_config(file), str(file)))
 
 
 class PublishedFolder:

@@ -70,18 +70,24 @@ TRAINING_KEYS = frozenset(STOCK) - NETWORK_KEYS - PATHS - UNREAD
 """Keys that steer a training."""
 
 TRAINING_NAMES = {
-    "batch_size": "batch_size", "beta1": "optim.beta1", "beta2": "optim.beta2",
-    "dis.LAMBDA": "weights.gradient_penalty", "erasing_p": "erasing", "gamma": "optim.gamma", "gamma2": "optim.gamma",
-    "gan_w": "weights.adversarial", "id_w": "weights.identity", "image_display_iter": "sample_every",
-    "image_save_iter": "sample_every", "log_iter": "log_every", "lr2": "optim.lr_appearance",
-    "lr_d": "optim.lr_discriminator", "lr_g": "optim.lr_generator", "max_cyc_w": "weights.cycle",
-    "max_iter": "max_iter", "max_w": "weights.recon_structure", "num_workers": "num_workers",
-    "pid_w": "weights.identity_positive", "recon_id_w": "weights.recon_identity", "recon_x_w": "weights.recon_self",
-    "recon_xp_w": "weights.recon_same_id", "snapshot_save_iter": "checkpoint_every", "step_size": "optim.step_size",
+    "B_w": "weights.fine", "T_w": "weights.primary", "batch_size": "batch_size", "beta1": "optim.beta1",
+    "beta2": "optim.beta2", "dis.LAMBDA": "weights.gradient_penalty", "dis.gan_type": "gan", "erasing_p": "erasing",
+    "gamma": "optim.gamma", "gamma2": "optim.gamma_appearance", "gan_w": "weights.adversarial",
+    "id_w": "weights.identity", "image_save_iter": "sample_every", "log_iter": "log_every",
+    "lr2": "optim.lr_appearance", "lr_d": "optim.lr_discriminator", "lr_g": "optim.lr_generator",
+    "lr_policy": "optim.policy",
+    "max_cyc_w": "weights.cycle", "max_iter": "max_iter", "max_teacher_w": "weights.teacher",
+    "max_w": "weights.recon_structure", "num_workers": "num_workers", "pid_w": "weights.identity_positive",
+    "recon_id_w": "weights.recon_identity", "recon_x_w": "weights.recon_self", "recon_xp_w": "weights.recon_same_id",
+    "snapshot_save_iter": "checkpoint_every", "step_size": "optim.step_size", "teacher_style": "teacher.style",
     "train_bn": "train_bn", "use_encoder_again": "encoder_again", "warm_iter": "weights.warm_iter",
-    "warm_scale": "weights.warm_scale", "weight_decay": "optim.weight_decay",
+    "warm_scale": "weights.warm_scale", "warm_teacher_iter": "weights.warm_teacher_iter",
+    "weight_decay": "optim.weight_decay",
 }  # fmt: skip
 """Published names of the settings of a training, and where they are in our training settings."""
+
+STARTS = ("recon_f_w", "recon_s_w", "recon_x_cyc_w", "teacher_w", "vgg_w")
+"""Weights that every published training starts at 0, and the last one keeps there."""
 
 _ACTIVATIONS = {"lrelu": "leaky_relu", "relu": "relu", "prelu": "prelu", "selu": "selu", "tanh": "tanh"}
 _PADDINGS = {"reflect": "reflect", "replicate": "replicate", "zero": "zero"}
@@ -237,13 +243,44 @@ def _refuse_unpublished(config: NetworksConfig) -> None:
 
 
 def training_values(config: Any) -> dict[str, Any]:
-    """What our training settings say, by published names: those of `TRAINING_NAMES`."""
+    """What our training settings say, by published names: those of `TRAINING_NAMES`, and apex."""
     tree = config_dict(config)
     values = {}
     for theirs, ours in TRAINING_NAMES.items():
         group, dot, name = ours.partition(".")
         values[theirs] = tree[group][name] if dot else tree[group]
-    return values
+    return values | {"apex": tree["precision"] == "fp16", "image_display_iter": tree["sample_every"]}
+
+
+def is_published_settings(file: Path) -> bool:
+    """Whether a settings file is one of the published program: it names its networks under gen and dis."""
+    return file.is_file() and {"gen", "dis"} <= _read_yaml(file).keys()
+
+
+def training_tree(published: PublishedConfig, source: str) -> dict[str, Any]:
+    """A published training in our settings, nested as in our YAML.
+
+    Without a teacher's name there is none. What is written how often is as theirs; the size of sheets is ours.
+
+    Raises:
+        ConfigError: a late weight that does not start at 0, or the perceptual loss, which never worked.
+    """
+    values = published.training
+    for key in STARTS:
+        if values[key] != 0:
+            raise ConfigError(f"{source}: {key}: {values[key]}: expected 0, as in every published training")
+    tree: dict[str, Any] = {"networks": config_dict(published.networks)}
+    for theirs, ours in TRAINING_NAMES.items():
+        group, dot, name = ours.partition(".")
+        if dot:
+            tree.setdefault(group, {})[name] = values[theirs]
+        else:
+            tree[group] = values[theirs]
+    tree["precision"] = "fp16" if values["apex"] else "fp32"
+    tree["weights"]["recon_appearance"] = values["max_w"]
+    if not values["teacher"]:
+        tree["weights"]["teacher"] = 0.0
+    return tree
 
 
 def _flat(values: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]]:

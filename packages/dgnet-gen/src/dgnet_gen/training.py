@@ -27,6 +27,7 @@ import dgnet_gen
 import reid_eval
 import reid_models
 from dgnet_gen import losses
+from dgnet_gen.exchange import PublishedFolder
 from dgnet_gen.model import Codes, DGNet
 from dgnet_gen.pairs import PairBatch, PairDataset, pair_batches
 from dgnet_gen.settings import DGNetTrainConfig
@@ -35,10 +36,10 @@ from dgnet_gen.teacher import Teacher, TeacherError
 from reid_eval.errors import OutputError, Stopped
 from reid_eval.files import read_pixels
 from reid_eval.progress import progress
-from reid_models.config import config_dict
+from reid_models.config import ConfigError, config_dict, settings_difference
 from reid_models.data.index import DatasetIndex
 from reid_models.data.transforms import eval_transform
-from reid_models.runs import Checkpoint, RunDir
+from reid_models.runs import Checkpoint, CheckpointError, RunDir
 from reid_models.runtime import Runtime
 from reid_models.weights import load_trunk_weights
 
@@ -56,18 +57,21 @@ def train_dgnet(
     runtime: Runtime,
     *,
     teachers: Sequence[Path | str] = (),
+    begin_with: PublishedFolder | None = None,
     resume: bool = False,
     stop_at: int | None = None,
 ) -> RunDir:
     """Train on a dataset's train_all split; writes a run folder and returns it.
 
-    `teachers` are runs or files whose soft labels the appearance encoder learns from; to resume, name them again.
+    `teachers` are runs or files whose soft labels the appearance encoder learns from. `begin_with` is a published
+    training whose newest weights, optimizer states and iteration this one goes on from. To resume, name both again.
     Checkpoints are kept as `keep_checkpoints` and `keep_every` say, and the one that repaints people best as "best".
     `stop_at` leaves, as if asked to stop, after that many iterations.
 
     Raises:
         DatasetError: the data cannot be trained on.
         TeacherError: a teacher is missing, not asked for, or of other people.
+        ConfigError, CheckpointError, WeightsError: `begin_with` is of other networks or people, finished, or damaged.
         OutputError, CheckpointError: `out` is not to be written, or not to be resumed, or the disk is too small.
         DivergedError: a loss is not finite any more.
         Stopped: a signal or the time limit came; the state is saved.
@@ -88,12 +92,20 @@ def train_dgnet(
     if teacher is not None:
         made_by["teachers"] = teacher.made_by
         _tell_what_teachers_know(teacher, pairs, runtime)
+    if begin_with is not None:
+        _refuse_other_beginning(begin_with, config, index)
+        made_by["begun_with"] = {"folder": str(begin_with.path.resolve()), "iteration": begin_with.iterations()[-1]}
     runtime.seed_everything(config.seed)
     model = DGNet(config.networks, index.num_ids)
     refuse_full_disk(config, model, Path(out))
     # Before the folder is made: weights that cannot be had leave nothing behind.
+    published = None
     if not (resume and RunDir(Path(out), "dgnet", made_by).iterations()):
-        load_trunk_weights(model.appearance_encoder.trunk, config.trunk_weights)
+        if begin_with is None:
+            load_trunk_weights(model.appearance_encoder.trunk, config.trunk_weights)
+        else:
+            published = begin_with.load(device="cpu")
+            states = begin_with.optimizer_states(published, make_optimizers(published, config.optim))
     run = RunDir.create(out, config, kind="dgnet", made_by=made_by, resume=resume)
     checkpoint = run.resume_from() if resume else None
     for network in model.networks().values():
@@ -101,6 +113,8 @@ def train_dgnet(
     trainer = _Trainer(config, model, runtime, teacher, index)
     if checkpoint is not None:
         trainer.restore(checkpoint, str(run.path))
+    elif published is not None:
+        trainer.begin_with(published, states)
     cast = torch.stack([eval_transform(pairs.store.read(row), pairs.image_hw) for row in pairs.cast(SHEET_PEOPLE)])
     judged = choose_pictures(data, JUDGED_PEOPLE, config.seed)
 
@@ -141,6 +155,21 @@ def train_dgnet(
     finally:
         run.close()
     return run
+
+
+def _refuse_other_beginning(folder: PublishedFolder, config: DGNetTrainConfig, index: DatasetIndex) -> None:
+    published = folder.config
+    if published.num_ids != index.num_ids:
+        raise CheckpointError(
+            f"{folder.path}: is of {published.num_ids} people, the training pictures in {index.root} show "
+            f"{index.num_ids}; go on with the data it was trained on"
+        )
+    if changes := settings_difference(config_dict(published.networks), config_dict(config.networks)):
+        raise ConfigError(
+            f"{folder.path}: has other networks ({'; '.join(changes)}); leave --config out to take its own settings"
+        )
+    if (done := folder.iterations()[-1]) >= config.max_iter:
+        raise ConfigError(f"{folder.path}: has done {done} of max_iter {config.max_iter}; set max_iter higher to go on")
 
 
 def make_pairs(config: DGNetTrainConfig, index: DatasetIndex) -> PairDataset:
@@ -250,6 +279,15 @@ class _Trainer:
             progress={"best": self.best, "scaler": self.step.scaler.state_dict(), "skipped": self.step.skipped},
             made_by=dict(made_by),
         )
+
+    def begin_with(self, published: DGNet, optimizer_states: Mapping[str, Any]) -> None:
+        """Go on from another program's training."""
+        states = {name: network.state_dict() for name, network in published.networks().items()}
+        for model in (self.model, self.step.average):
+            model.load_networks(states, source="published folder")
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(optimizer_states[name])
+        self.iteration = published.iteration
 
     def restore(self, checkpoint: Checkpoint, source: str) -> None:
         """Go on from a checkpoint.

@@ -29,15 +29,23 @@ class ConfigError(ReidError):
     """A setting is unknown, has the wrong type, or a value that makes no sense."""
 
 
-def load_config(cls: type[T], file: Path | str | None = None, overrides: Sequence[str] = ()) -> T:
+def load_config(
+    cls: type[T],
+    file: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    values: Mapping[str, Any] | None = None,
+) -> T:
     """The settings of `cls`: its defaults, changed by a YAML file, changed by `section.key=value` texts.
+
+    `values` are taken in place of what the file says.
 
     Raises:
         ConfigError: the file is missing or no YAML mapping, a key is unknown, a value has the wrong type or range.
     """
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if file is not None:
-        layers.append((str(file), _read_yaml(Path(file))))
+        layers.append((str(file), _read_yaml(Path(file)) if values is None else values))
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
