@@ -17,6 +17,7 @@ TINY = """
 networks: {image_hw: [32, 16], trunk: small, trunk_width: 2, bottleneck: 8, structure_dim: 2, n_res: 1, mlp_dim: 8,
   discriminator_dim: 2, discriminator_res: 1, num_scales: 1}
 trunk_weights: none
+weights: {teacher: 0}
 batch_size: 2
 max_iter: 4
 pad_px: 1

@@ -66,3 +66,8 @@ def test_what_the_training_would_refuse_the_plan_refuses(data):
     config = DGNetTrainConfig(networks=CONFIG.networks, trunk_weights="none")
     with pytest.raises(TeacherError, match="no teacher was given"):
         plan_training(config, data, Runtime.from_environment("cpu"))
+
+
+def test_a_plan_of_a_run_that_goes_on_is_refused(data):
+    result = CliRunner().invoke(main, ["train", "--data", str(data.root), "--plan", "--resume"])
+    assert (result.exit_code, "give one of them" in result.output) == (2, True)

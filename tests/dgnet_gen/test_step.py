@@ -230,6 +230,20 @@ def test_every_network_collects_gradients_once_in_a_step():
     assert counts == {"appearance": 1, "structure": 1, "decoder": 1, "discriminator": 1}
 
 
+def test_no_pass_is_made_twice_and_no_graph_is_kept_that_nobody_reads():
+    step = make_step(dataclasses.replace(CONFIG, erasing=0.5))
+    calls = {name: [] for name in (*step.model.networks(), "teacher")}
+    networks = step.model.networks() | {"teacher": step.teacher.networks[0].network}
+    for name, network in networks.items():
+        network.register_forward_hook(lambda *_, name=name: calls[name].append(torch.is_grad_enabled()))
+    step(LATE, [make_batch()])
+    # Clean photographs give codes alone; then erased ones, the frozen view, and what the heads learn from.
+    assert calls["appearance"] == [False] * 4 + [True] * 8
+    assert calls["teacher"] == [False] * 4
+    # Without batch statistics, what belongs together goes through together.
+    assert [len(calls[name]) for name in ("structure", "decoder", "discriminator")] == [2, 2, 3]
+
+
 def test_without_a_teacher_its_terms_are_absent_and_the_fine_head_rests():
     step = make_step(CONFIG, with_teacher=False)
     terms = step(LATE, [make_batch()])
@@ -423,7 +437,7 @@ def test_training_on_one_batch_learns_to_paint_and_to_recognise_it():
     config = dataclasses.replace(CONFIG, networks=networks, weights=weights, erasing=0.0, optim=optim)
     step, batch = make_step(config, with_teacher=False), make_batch()
     first = step(0, [batch])
-    for _ in range(150):
+    for _ in range(80):
         last = step(0, [batch])
     assert last["recon_self"] < 0.5 * first["recon_self"]
     assert last["identity"] < 0.1 * first["identity"]

@@ -167,6 +167,14 @@ def test_going_on_with_other_settings_lists_every_change(index, tmp_path):
     assert all(text in str(caught.value) for text in (*changes, "ema_decay: 0.0 -> 0.5"))
 
 
+def test_a_checkpoint_of_an_earlier_version_is_not_gone_on_with(index, tmp_path):
+    run = train_dgnet(CONFIG, index, tmp_path / "run", cpu())
+    run.save(dataclasses.replace(run.load(6), progress={}))
+    with pytest.raises(CheckpointError, match="iteration 6 was saved by an earlier version"):
+        train_dgnet(CONFIG, index, tmp_path / "run", cpu(), resume=True)
+    assert DGNet.load(run.path, device="cpu").iteration == 6
+
+
 def test_a_moving_average_is_what_is_generated_from(index, tmp_path):
     run = train_dgnet(dataclasses.replace(CONFIG, ema_decay=0.9), index, tmp_path / "run", cpu())
     networks = run.load(6).networks

@@ -293,8 +293,13 @@ class _Trainer:
         """Go on from a checkpoint.
 
         Raises:
-            CheckpointError: its networks are not those of these settings.
+            CheckpointError: its networks are not those of these settings, or it lacks what this version goes on from.
         """
+        if "scaler" not in checkpoint.progress:
+            raise CheckpointError(
+                f"{source}: iteration {checkpoint.iteration} was saved by an earlier version, whose trainings this one "
+                "cannot go on with; generate from it, or train anew with another --out"
+            )
         own = checkpoint.networks
         trained = own | {name: own[f"trained_{name}"] for name in ("structure", "decoder") if f"trained_{name}" in own}
         self.model.load_networks(trained, source=source)
