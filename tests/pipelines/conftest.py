@@ -10,6 +10,7 @@ TINY = (
     "teacher.network.width=4", "teacher.eval_every=2", "teacher.network.bottleneck=16", "dgnet.max_iter=4",
     "dgnet.batch_size=2", "dgnet.networks.structure_dim=4", "dgnet.networks.trunk_width=4", "dgnet.networks.mlp_dim=8",
     "dgnet.networks.discriminator_dim=4", "dgnet.sample_every=2", "dgnet.checkpoint_every=2", "dgnet.log_every=1",
+    "dgnet.weights.teacher=2", "dgnet.weights.warm_teacher_iter=0", "dgnet.weights.warm_scale=0.5",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import pytest
 from pipelines.road import walk
 from reid_eval.errors import Stopped
 from reid_eval.report import MetricResult
+from reid_models.runs import RunDir
 
 
 def modification_times(root: Path) -> dict[str, int]:
@@ -30,6 +31,13 @@ def test_the_report_shows_every_promised_number(walked):
     assert {"map_hits_rerank", "rank1_rerank", "map_hits_untrained"} <= names
     assert {"fid_reid", "fid_random_demo", "ssim_within_identity", "ssim_within_identity_real"} <= names
     assert {"swap_truth_psnr_db", "swap_truth_gain_db", "swap_truth_psnr_db_structure_unchanged"} <= names
+
+
+def test_the_generator_learns_from_the_teacher_where_it_is_asked_to(walked):
+    run = RunDir.open(walked.dgnet_run, "dgnet")
+    (teacher,) = run.made_by["teachers"]
+    assert Path(teacher["file"]).is_relative_to(walked.teacher_run.resolve())
+    assert "primary" in [line for line in run.read_log() if "total" in line][-1]
 
 
 def test_every_number_names_its_protocol_and_its_maker(walked):
