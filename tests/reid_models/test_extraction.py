@@ -66,6 +66,9 @@ def test_with_flip_a_picture_and_its_mirror_image_get_the_same_vector(run, toy_i
         def embed(self, images):
             return self.embedder.embed(images.flip(3))
 
+        def finish(self, vectors):
+            return self.embedder.finish(vectors)
+
     embedder = load_embedder(run.path, device="cpu")
     plain = extract_features(embedder, toy_index, ["query"]).features
     np.testing.assert_allclose(extract_features(Mirrored(embedder), toy_index, ["query"]).features, plain, atol=1e-6)
@@ -134,6 +137,9 @@ class StoppedAfter:
         self.left -= 1
         self.pictures += len(images)
         return self.embedder.embed(images)
+
+    def finish(self, vectors):
+        return self.embedder.finish(vectors)
 
 
 @pytest.fixture

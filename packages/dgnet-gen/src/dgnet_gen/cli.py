@@ -27,7 +27,7 @@ _run = click.option(
     help="A trained run's folder, or one of the published program (config.yaml, checkpoints/gen_*.pt).",
 )
 _which = click.option(
-    "--which-epoch", default="last", show_default=True, help="The checkpoint: a number of iterations, or last."
+    "--which-epoch", default="last", show_default=True, help="The checkpoint: a number of iterations, last, or best."
 )
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -297,13 +297,16 @@ def _open(run: Path, which_epoch: str, data: Path | None, device: str) -> tuple[
     return model, DatasetIndex.open(data or Path(RunDir.open(run, "dgnet").made_by["data"]))
 
 
-def _iteration(which_epoch: str, option: str = "--which-epoch") -> int | Literal["last"]:
+def _iteration(which_epoch: str, option: str = "--which-epoch") -> int | Literal["last", "best"]:
     from reid_models.config import ConfigError
 
-    if which_epoch == "last":
-        return "last"
+    match which_epoch:
+        case "last":
+            return "last"
+        case "best":
+            return "best"
     if not which_epoch.isdigit():
-        raise ConfigError(f"{option} {which_epoch}: expected a number of iterations, or last")
+        raise ConfigError(f"{option} {which_epoch}: expected a number of iterations, last, or best")
     return int(which_epoch)
 
 

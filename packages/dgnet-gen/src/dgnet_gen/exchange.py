@@ -210,7 +210,9 @@ class Exported:
         return json.dumps(dataclasses.asdict(self))
 
 
-def export_run(run: Path | str, which: int | Literal["last"], out: Path | str, *, overwrite: bool = False) -> Exported:
+def export_run(
+    run: Path | str, which: int | Literal["last", "best"], out: Path | str, *, overwrite: bool = False
+) -> Exported:
     """Write a checkpoint of a run as a folder that the published program loads strictly and trains on from.
 
     Its unused ImageNet classifier is zeros. Settings that our training does not have are the published ones;

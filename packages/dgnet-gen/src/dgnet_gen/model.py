@@ -171,7 +171,9 @@ class DGNet:
         )
 
     @classmethod
-    def load(cls, run: Path | str | RunDir, which: int | Literal["last"] = "last", *, device: str = "auto") -> DGNet:
+    def load(
+        cls, run: Path | str | RunDir, which: int | Literal["last", "best"] = "last", *, device: str = "auto"
+    ) -> DGNet:
         """A trained DG-Net in evaluation mode, from a run folder and an iteration.
 
         The folder may also be a published one (config.yaml and checkpoints/gen_*.pt). Without its dis file the

@@ -192,7 +192,7 @@ def train(
 
 
 @main.command()
-@click.option("--run", "run_path", type=_PATH, help="A trained run's folder.")
+@click.option("--run", "run_path", type=_PATH, help="A trained run's folder, also of dgnet-gen.")
 @click.option("--weights", type=_PATH, help="In place of --run: a published file; see reid-models inspect.")
 @click.option("--out", type=_PATH, help="The feature file (.npz); by default features.npz in the run's folder.")
 @click.option("--data", type=_PATH, help="The dataset; by default the one the run was trained on.")
@@ -203,6 +203,7 @@ def train(
 @click.option("--which", default="last", show_default=True, help="The checkpoint: last, best, or its iteration.")
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Add the vector of the mirrored picture.")
 @click.option("--untrained", is_flag=True, help="The same network as its training found it, to compare with.")
+@click.option("--alpha", type=float, help="Of a DG-Net: its fine head's weight (0.5); 0 for none, -1 for it alone.")
 @click.option("--half", is_flag=True, help="Compute in 16 bits: several times as fast, and a little less exact.")
 @click.option(
     "--compile", is_flag=True, help="Compile the network first; pays for itself from thousands of pictures on."
@@ -223,6 +224,7 @@ def extract(
     which: str,
     flip: bool,
     untrained: bool,
+    alpha: float | None,
     half: bool,
     compile: bool,
     batch_size: int,
@@ -240,6 +242,7 @@ def extract(
       reid-models extract --run runs/teacher --out runs/teacher/features.npz
       reid-models extract --weights model_best.pt --data Market-1501-v15.09.15 --out features.npz
       reid-models extract --run runs/teacher --images photos --out photos.npz
+      reid-models extract --run runs/dgnet --alpha 0.5 --split query --split gallery --split multi-query
     """
     if (run_path is None) == (weights is None):
         raise click.UsageError("give either --run or --weights")
@@ -251,8 +254,8 @@ def extract(
         raise click.UsageError("--weights needs --data or --images, and --out: a file does not tell where its data is")
     if images and not out:
         raise click.UsageError("--images needs --out: a run's own features.npz is of its dataset")
-    if weights and (untrained or which != "last"):
-        raise click.UsageError("--untrained and --which are for --run: a file holds one network")
+    if weights and (untrained or which != "last" or alpha is not None):
+        raise click.UsageError("--untrained, --which and --alpha are for --run: a file holds one network")
     with user_errors():
         from reid_eval.errors import Stopped
         from reid_models.data.index import DatasetError, DatasetIndex
@@ -260,8 +263,8 @@ def extract(
         from reid_models.runs import RunDir
 
         if run_path is not None:
-            run = RunDir.open(run_path, "reid")
             if not (data or images):
+                run = RunDir.open(run_path)
                 if run.made_by["layout"] == "csv":
                     raise DatasetError(
                         f"{run_path}: was trained on a table in {run.made_by['data']}; give that .csv with --data"
@@ -276,7 +279,7 @@ def extract(
         index = DatasetIndex.from_images(images) if images else DatasetIndex.open(str(data))
         if run_path is not None:
             embedder = load_embedder(
-                run_path, parse_which(which), device, untrained=untrained, half=half, compile=compile
+                run_path, parse_which(which), device, untrained=untrained, half=half, compile=compile, alpha=alpha
             )
         else:
             embedder = load_file(str(weights), device, half=half, compile=compile)

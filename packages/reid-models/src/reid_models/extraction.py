@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -29,7 +30,7 @@ from reid_models.data.index import DatasetIndex
 from reid_models.data.loading import Batch, PersonDataset, make_loader
 from reid_models.data.samplers import in_order
 from reid_models.data.transforms import eval_transform
-from reid_models.networks import MGN, PCB, Baseline, ReidNetwork
+from reid_models.networks import MGN, PCB, Baseline
 from reid_models.networks.folding import folded
 from reid_models.runs import Checkpoint, RunDir
 from reid_models.runtime import Runtime
@@ -71,17 +72,21 @@ class Embedder(Protocol):
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) on any device to vectors (B, num_features), float32, on the CPU."""
 
+    def finish(self, vectors: Tensor) -> Tensor:
+        """Vectors, or sums of those of a picture and its mirror image, to what is ranked by, of length 1."""
+
 
 class NetworkEmbedder:
     """An `Embedder` around a copy of a network, made for nothing else: without graph, classifiers and batch norms.
 
+    `network` is a module with `num_features` and `embed(images)`, such as a ReidNetwork.
     `compile` compiles it for one size of batch, to which smaller ones are filled up; where that fails it goes on
     without, and says so. While `runtime` watches signals, `embed` raises `Stopped` once one has come.
     """
 
     def __init__(
         self,
-        network: ReidNetwork,
+        network: Any,
         *,
         name: str,
         image_hw: tuple[int, int],
@@ -111,6 +116,10 @@ class NetworkEmbedder:
         with torch.inference_mode(), self.runtime.autocast():
             return self._embed(self.runtime.to_device(images))[:number].float().cpu()
 
+    def finish(self, vectors: Tensor) -> Tensor:
+        """Vectors, or sums of those of a picture and its mirror image, to what is ranked by, of length 1."""
+        return nn.functional.normalize(vectors, dim=1)
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the weights and of what the network computes in."""
@@ -126,8 +135,13 @@ def load_embedder(
     untrained: bool = False,
     half: bool = False,
     compile: bool = False,
+    alpha: float | None = None,
 ) -> NetworkEmbedder:
     """The network of a trained run, ready to embed; needs nothing but the run's folder.
+
+    A run of another package, or whatever else it trained, is embedded by that package: it offers a function of this
+    name, without `untrained`, by an entry point in the group `reid_models.embedders`, which gives None for what is not
+    its own. `alpha` is for these (see `dgnet_gen.features`).
 
     `untrained` gives the same network with the weights that its training started from: what it is to be compared with.
     `half` computes in 16 bits, whatever the precision of the training was; without it, in 32.
@@ -135,7 +149,17 @@ def load_embedder(
     Raises:
         CheckpointError: no run of a re-identification network there, or no such checkpoint.
         WeightsError: `untrained`, and the run started from a weight file that is gone.
+        ConfigError: `alpha` for a network that has no use for it, or `untrained` for one of another package.
     """
+    is_ours = (Path(run) / "run.json").is_file() and RunDir.open(run).kind == "reid"
+    for offer in () if is_ours else entry_points(group="reid_models.embedders"):
+        embedder: NetworkEmbedder | None = offer.load()(run, which, device, half=half, compile=compile, alpha=alpha)
+        if embedder is not None:
+            if untrained:
+                raise ConfigError(f"{run}: --untrained is for runs of reid-models train, this one is of {offer.name}")
+            return embedder
+    if alpha is not None:
+        raise ConfigError(f"--alpha {alpha:g}: weighs the heads of a DG-Net, and {run} is none")
     from reid_models.training import ReidTrainConfig, build_network  # which imports this module to evaluate with
 
     found = RunDir.open(run, "reid")
@@ -233,7 +257,7 @@ def extract_features(
             if flip:
                 vectors = vectors + embedder.embed(batch.images.flip(3))
             _refuse_nonfinite(vectors, chosen, batch)
-            rows.append(nn.functional.normalize(vectors, dim=1).numpy())
+            rows.append(embedder.finish(vectors).numpy())
             bar.advance(len(vectors))
     return ReidFeatures(
         features=rows.features(),

@@ -1,0 +1,99 @@
+"""Vectors to rank by from a trained DG-Net: what `reid-models extract --run` takes for its runs and published folders.
+
+The appearance encoder is a re-identification network with two heads. The published evaluation takes each head's
+embedding, of a picture and of its mirror image, to length 1, adds the two, and takes the sum to length 1 again; a query
+and a gallery picture score <primary, primary> + alpha <fine, fine>. Here the parts are weighted in the vectors, each by
+the root of its weight, so any ranking by cosine or Euclidean distance is the published one.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgnet_gen.exchange import PublishedFolder
+from dgnet_gen.model import DGNet
+from dgnet_gen.networks.encoders import AppearanceEncoder
+from reid_models.config import ConfigError
+from reid_models.extraction import NetworkEmbedder
+from reid_models.runs import RunDir
+from reid_models.runtime import Runtime
+
+ALPHA = 0.5
+"""the published weight of the fine-grained head"""
+
+
+class _Heads(nn.Module):
+    """The appearance encoder as something that embeds."""
+
+    def __init__(self, encoder: AppearanceEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.num_features = encoder.primary.reduce.out_features * encoder.num_heads
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to the heads' embeddings side by side, each of length 1."""
+        return _unit_parts(self.encoder(images).embeddings, self.encoder.num_heads)
+
+
+class DGNetEmbedder(NetworkEmbedder):
+    """An `Embedder` of a DG-Net's two heads. `alpha` weighs the fine-grained one; 0 is the primary alone, -1 the fine.
+
+    Raises:
+        ConfigError: `alpha` is neither -1 nor from 0 on, or the network has one head and `alpha` is not 0.
+    """
+
+    def __init__(self, model: DGNet, runtime: Runtime, *, alpha: float | None, compile: bool = False, **made_by: Any):
+        self.num_heads = model.appearance_encoder.num_heads
+        self.alpha = alpha if alpha is not None else ALPHA if self.num_heads == 2 else 0.0
+        if not (self.alpha == -1 or 0 <= self.alpha < math.inf):
+            raise ConfigError(f"--alpha {self.alpha:g}: expected 0 or more, or -1 for the fine-grained head alone")
+        if self.num_heads == 1 and self.alpha != 0:
+            raise ConfigError(f"--alpha {self.alpha:g}: this network has one head and nothing to weigh")
+        super().__init__(
+            _Heads(model.appearance_encoder),
+            name=f"dgnet:{made_by['run']}@{model.iteration}",
+            image_hw=model.image_hw,
+            runtime=runtime,
+            made_by=made_by | {"iteration": model.iteration, "checkpoint": model.checkpoint_id, "alpha": self.alpha},
+            compile=compile,
+        )
+
+    def finish(self, vectors: Tensor) -> Tensor:
+        """The sum over views (B, D) to vectors of length 1, whose parts weigh 1 and alpha."""
+        parts = _unit_parts(vectors, self.num_heads).unflatten(1, (self.num_heads, -1))
+        primary, fine = (0.0, 1.0) if self.alpha == -1 else (1.0, self.alpha)
+        weights = torch.tensor([primary, fine][: self.num_heads]).sqrt()
+        return F.normalize((parts * weights[:, None]).flatten(1), dim=1)
+
+
+def _unit_parts(vectors: Tensor, number: int) -> Tensor:
+    return F.normalize(vectors.unflatten(1, (number, -1)).float(), dim=2).flatten(1)
+
+
+def load_embedder(
+    run: Path | str,
+    which: int | Literal["last", "best"] = "last",
+    device: str = "auto",
+    *,
+    half: bool = False,
+    compile: bool = False,
+    alpha: float | None = None,
+) -> DGNetEmbedder | None:
+    """The embedder of a DG-Net run or of a published folder; None when `run` is neither.
+
+    Raises:
+        CheckpointError, WeightsError, ConfigError: no such iteration, it cannot be used, or `alpha` makes no sense.
+    """
+    run = Path(run)
+    is_ours = (run / "run.json").is_file() and RunDir.open(run).kind == "dgnet"
+    if not is_ours and not PublishedFolder.is_one(run):
+        return None
+    model = DGNet.load(run, which, device="cpu")
+    runtime = Runtime.for_inference(device, half=half)
+    return DGNetEmbedder(model, runtime, alpha=alpha, compile=compile, run=str(run.resolve().name))
