@@ -15,6 +15,7 @@ Everything else takes modules and tensors and works the same on CUDA, MPS and th
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import signal
 import sys
@@ -44,6 +45,8 @@ class Runtime:
         self._deadline_s = None if max_hours is None else time.monotonic() + max_hours * 3600
         self._max_hours = max_hours
         self._signal: str | None = None
+        if device.type == "cpu":
+            _keep_freed_memory()
 
     @classmethod
     def from_environment(
@@ -190,6 +193,24 @@ class Runtime:
         if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
             return f"--max-hours {self._max_hours:g} reached"
         return None
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep large blocks that are freed, instead of giving them back to the system.
+
+    On a CPU a step asks for the same maps again and again, and pages fresh from the system are filled with zeros first:
+    up to a fifth of the time. The most that is in use at once stays what it was. Of glibc alone; elsewhere nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or another system
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)
+    mallopt(_M_TOP_PAD, 64 << 20)
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
