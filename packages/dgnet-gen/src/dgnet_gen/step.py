@@ -7,7 +7,9 @@ a and b are two batches of photographs, x_ij has the appearance of i and the str
 3. generator and appearance encoder learn together. Appearance codes are cut off from the graph and swapped pictures
    are judged by a frozen view of the appearance encoder, so that neither side trains the other's weights.
 
-Weights are applied once, in `_total`. What chance decides is drawn by (seed, iteration), not from a stream.
+Weights are applied once, in `_weights`. What chance decides is drawn by (seed, iteration), not from a stream. The
+gradient of a sum is the sum of gradients, so what shares no graph goes backward as soon as it is there: at no time are
+there graphs of more than two passes of the appearance encoder and two of the decoder.
 
     step = Step(model, make_optimizers(model, config.optim), config, runtime, teacher)
     terms = step(0, [batch])         # {"recon_self": 1.2, ..., "total": 61.0}
@@ -66,16 +68,18 @@ def draw(batch: PairBatch, seed: int, *, erasing: float, encoder_again: float) -
 
 @dataclass(frozen=True)
 class _Made:
-    """What step 1 makes of a batch; all with gradients but the codes f."""
+    """What step 1 makes of a batch: codes without gradients, swapped pictures with theirs."""
 
-    s_a: Tensor
-    s_b: Tensor
+    structure: Tensor
+    """of a, then b, in the structure encoder's graph"""
+    structure_leaf: Tensor
+    """the same where the decoder's graphs begin; collects their gradients"""
     f_a: Tensor
     f_b: Tensor
     x_ba: Tensor
     x_ab: Tensor
     terms: dict[str, Tensor]
-    """those that are known already"""
+    """those of photographs, whose gradients are there already"""
 
 
 class Step:
@@ -138,8 +142,8 @@ class Step:
 
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        share = 1 / len(parts)
-        made = self._make(parts[0], draws[0]) if len(parts) == 1 else None
+        weights, share = _weights(self.config.weights, iteration), 1 / len(parts)
+        made = self._make(parts[0], draws[0], weights, share) if len(parts) == 1 else None
         for part in parts:
             # Of several batches no graph is kept until the discriminator has learnt from all: they are made twice.
             x_ba, x_ab = (made.x_ba, made.x_ab) if made else self._swapped(part)
@@ -148,13 +152,18 @@ class Step:
             (share * terms["discriminator"]).backward()
         self.optimizers["discriminator"].step()
         for part, drawn in zip(parts, draws, strict=True):
-            now = made or self._make(part, drawn)
-            terms = self._generator_terms(iteration, now, part, drawn)
-            total = _total(now.terms | terms, self.config.weights, iteration)
+            now = made or self._make(part, drawn, weights, share)
+            terms = self._swapped_terms(iteration, now, part, drawn)
+            self._add_gradients(terms, weights, share)
+            terms |= self._lessons(now, part, weights, share)
+            now.structure.backward(now.structure_leaf.grad)
+            total = _weigh(now.terms | terms, weights).detach()
             add(terms | {"total": total} | ({} if made else now.terms), part)
-            self.scaler.scale(share * total).backward()
         self._update_generator(iteration)
         return sums
+
+    def _add_gradients(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], share: float) -> None:
+        self.scaler.scale(share * _weigh(terms, weights)).backward()
 
     def _set_rates(self, iteration: int) -> None:
         optim = self.config.optim
@@ -169,39 +178,58 @@ class Step:
         seed = config.seed * 1_000_003 + number
         return draw(part, seed, erasing=config.erasing, encoder_again=config.encoder_again)
 
-    def _make(self, batch: PairBatch, draws: Draws) -> _Made:
-        """Codes, the six decoded batches in one call, and the terms of photographs."""
+    def _make(self, batch: PairBatch, draws: Draws, weights: Mapping[str, float], share: float) -> _Made:
+        """Codes, swapped pictures, and the gradients of all terms of photographs."""
         model, x_a, x_b = self.model, batch.anchors_a, batch.anchors_b
-        photographs = x_a, x_b, batch.positives_a, batch.positives_b
         with self.runtime.autocast():
-            s_a, s_b = model.structure_encoder(to_gray(torch.cat([x_a, x_b]))).chunk(2)
-            # Batch norm sees one batch at a time, in this order. When erased copies give the logits, the clean passes
-            # give codes alone, which have no gradient; their batch statistics still count.
-            with torch.set_grad_enabled(draws.erased is None):
-                clean = [model.appearance_encoder(images) for images in photographs]
-            f_a, f_b, fp_a, fp_b = (output.code for output in clean)
-            seen = clean if draws.erased is None else [model.appearance_encoder(images) for images in draws.erased]
-            appearance = torch.cat([f_a, f_b, f_a, f_b, fp_a, fp_b])
-            structure = torch.cat([s_b, s_a, s_a, s_b, s_a, s_b])
-            x_ba, x_ab, a_self, b_self, a_same, b_same = model.decoder(appearance, structure).chunk(6)
-        terms = {
+            structure = model.structure_encoder(to_gray(torch.cat([x_a, x_b])))
+        leaf = structure.detach().requires_grad_()
+        s_a, s_b = leaf.chunk(2)
+        codes, terms = self._recognised(batch, draws, weights, share)
+        f_a, f_b, fp_a, fp_b = codes
+        with self.runtime.autocast():
+            again = model.decoder(torch.cat([f_a, f_b, fp_a, fp_b]), torch.cat([s_a, s_b, s_a, s_b]))
+            a_self, b_self, a_same, b_same = again.chunk(4)
+        painted = {
             "recon_self": losses.reconstruction(a_self, x_a) + losses.reconstruction(b_self, x_b),
             "recon_same_id": losses.reconstruction(a_same, x_a) + losses.reconstruction(b_same, x_b),
-            **self._identity_terms(seen, batch.labels_a, batch.labels_b),
         }
-        return _Made(s_a, s_b, f_a, f_b, x_ba, x_ab, terms)
+        self._add_gradients(painted, weights, share)
+        with self.runtime.autocast():
+            x_ba, x_ab = model.decoder(torch.cat([f_a, f_b]), torch.cat([s_b, s_a])).chunk(2)
+        terms |= {name: term.detach() for name, term in painted.items()}
+        return _Made(structure, leaf, f_a, f_b, x_ba, x_ab, terms)
 
-    def _identity_terms(self, seen: Sequence[AppearanceOutput], l_a: Tensor, l_b: Tensor) -> dict[str, Tensor]:
-        a, b, a_positive, b_positive = seen
-        terms = {
-            "identity": losses.identity(a.primary, l_a) + losses.identity(b.primary, l_b),
-            "identity_positive": losses.identity(a_positive.primary, l_a) + losses.identity(b_positive.primary, l_b),
-        }
-        if self.teacher is not None:
-            # In the graph from the start: with weight 0 its gradients are 0 and not absent, so weight decay acts on the
-            # fine-grained head all along, as published.
-            terms["fine_real"] = losses.identity(a.fine, l_a) + losses.identity(b.fine, l_b)
-        return terms
+    def _recognised(
+        self, batch: PairBatch, draws: Draws, weights: Mapping[str, float], share: float
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Codes of anchors a, b, positives a, b, and the identity terms, whose gradients are added pass by pass."""
+        encoder = self.model.appearance_encoder
+        photographs = batch.anchors_a, batch.anchors_b, batch.positives_a, batch.positives_b
+        codes = []
+        if draws.erased is not None:
+            # When erased copies give the logits, the clean passes give codes alone, which have no gradient; their batch
+            # statistics still count.
+            with torch.no_grad(), self.runtime.autocast():
+                codes = [encoder(images).code for images in photographs]
+        sums: dict[str, Tensor] = {}
+        labels = batch.labels_a, batch.labels_b
+        # Batch norm sees one batch at a time, in this order.
+        for number, images in enumerate(draws.erased or photographs):
+            with self.runtime.autocast():
+                seen = encoder(images)
+            if draws.erased is None:
+                codes.append(seen.code)
+            is_anchor, own = number < 2, labels[number % 2]
+            terms = {"identity" if is_anchor else "identity_positive": losses.identity(seen.primary, own)}
+            if is_anchor and self.teacher is not None:
+                # In the graph from the start: with weight 0 its gradients are 0 and not absent, so weight decay acts on
+                # the fine-grained head all along, as published.
+                terms["fine_real"] = losses.identity(seen.fine, own)
+            self._add_gradients(terms, weights, share)
+            for name, term in terms.items():
+                sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
+        return codes, sums
 
     @torch.no_grad()
     def _swapped(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
@@ -224,8 +252,8 @@ class Step:
         total = weights.adversarial * (game + weights.gradient_penalty * penalty)
         return {"discriminator": total, "gradient_penalty": penalty}
 
-    def _generator_terms(self, iteration: int, made: _Made, batch: PairBatch, draws: Draws) -> dict[str, Tensor]:
-        """The terms of swapped pictures; late ones as soon as their weight has left 0."""
+    def _swapped_terms(self, iteration: int, made: _Made, batch: PairBatch, draws: Draws) -> dict[str, Tensor]:
+        """The terms that swapped pictures have gradients of; late ones as soon as their weight has left 0."""
         model, config = self.model, self.config
         late = late_weights(iteration, config.weights)
         x_a, x_b, l_a, l_b = batch.anchors_a, batch.anchors_b, batch.labels_a, batch.labels_b
@@ -242,7 +270,6 @@ class Step:
                 else:
                     with _reading(model.structure_encoder):
                         again_s = model.structure_encoder(gray)
-                again_s_a, again_s_b = again_s.chunk(2)
             if late["cycle"] > 0:
                 x_aba, x_bab = model.decoder(torch.cat([again_a.code, again_b.code]), again_s).chunk(2)
         # Two halves of equal size, each with a mean of its own.
@@ -253,30 +280,34 @@ class Step:
                 again_b.code, made.f_b
             )
         if late["recon_structure"] > 0:
-            terms["recon_structure"] = losses.reconstruction(again_s_a, made.s_a) + losses.reconstruction(
-                again_s_b, made.s_b
-            )
+            terms["recon_structure"] = 2 * losses.reconstruction(again_s, made.structure)
         if late["cycle"] > 0:
             terms["cycle"] = losses.reconstruction(x_aba, x_a) + losses.reconstruction(x_bab, x_b)
-        if self.teacher is not None and late["teacher"] > 0:
-            terms |= self._teacher_terms(self.teacher, made.x_ba.detach(), made.x_ab.detach(), l_a, l_b)
         return terms
 
-    def _teacher_terms(
-        self, teacher: Teacher, x_ba: Tensor, x_ab: Tensor, l_a: Tensor, l_b: Tensor
-    ) -> dict[str, Tensor]:
+    def _lessons(self, made: _Made, batch: PairBatch, weights: Mapping[str, float], share: float) -> dict[str, Tensor]:
         """The heads learn from swapped pictures: the primary one from the teacher, the fine one whose pose it is.
 
         The passes count in the running statistics: the network learns from these pictures as from photographs.
         """
+        if self.teacher is None or weights["primary"] == weights["fine"] == 0:
+            return {}
+        sums: dict[str, Tensor] = {}
+        l_a, l_b = batch.labels_a, batch.labels_b
+        pairs = ((made.x_ba.detach(), l_a, l_b), (made.x_ab.detach(), l_b, l_a))
         with self.runtime.autocast():
-            target_ba = teacher.soft_labels(x_ba, l_a, l_b)
-            target_ab = teacher.soft_labels(x_ab, l_b, l_a)
-            ba, ab = self.model.appearance_encoder(x_ba), self.model.appearance_encoder(x_ab)
-        return {
-            "primary": losses.distillation(ba.primary, target_ba) + losses.distillation(ab.primary, target_ab),
-            "fine": losses.identity(ba.fine, l_b) + losses.identity(ab.fine, l_a),
-        }
+            targets = [self.teacher.soft_labels(*pair) for pair in pairs]
+        for (images, _, pose), target in zip(pairs, targets, strict=True):
+            with self.runtime.autocast():
+                seen = self.model.appearance_encoder(images)
+            terms = {
+                "primary": losses.distillation(seen.primary, target),
+                "fine": losses.identity(seen.fine, pose),
+            }
+            self._add_gradients(terms, weights, share)
+            for name, term in terms.items():
+                sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
+        return sums
 
     def _update_generator(self, iteration: int) -> None:
         """Step both optimizers, unless float16 gave gradients that are not finite; move the average."""
@@ -329,14 +360,14 @@ def late_weights(iteration: int, weights: LossWeights) -> dict[str, float]:
     }
 
 
-def _total(terms: Mapping[str, Tensor], weights: LossWeights, iteration: int) -> Tensor:
-    """Equation 10 of the paper, with the cycle and the late weights of the published training."""
+def _weights(weights: LossWeights, iteration: int) -> dict[str, float]:
+    """Equation 10 of the paper, with the cycle and the late weights of the published training: each term's weight."""
     late = late_weights(iteration, weights)
     # What photographs teach the fine-grained head follows the teacher's weight one iteration later, as published.
     teacher_before = losses.ramp(
         iteration, start=weights.warm_teacher_iter, step=weights.warm_scale, maximum=weights.teacher
     )
-    weighted = {
+    return {
         "recon_self": weights.recon_self,
         "recon_same_id": weights.recon_same_id,
         "adversarial": weights.adversarial,
@@ -350,7 +381,10 @@ def _total(terms: Mapping[str, Tensor], weights: LossWeights, iteration: int) ->
         "primary": late["teacher"] * weights.primary,
         "fine": late["teacher"] * weights.fine,
     }
-    return torch.stack([weighted[name] * term for name, term in terms.items()]).sum()
+
+
+def _weigh(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
 def _frozen(encoder: nn.Module, *batches: Tensor, train_bn: bool) -> list[AppearanceOutput]:
