@@ -11,6 +11,7 @@ from reid_eval.ranking import RankingError, rank, rank_distances
 from reid_eval.rerank import RerankParams
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "evaluation_vectors.json").read_text())
+RERANK_CARD = {"k1": 20, "k2": 6, "lambda": 0.3, "distance": "squared"}
 
 
 # --- a second way to the same numbers -------------------------------------------------------------------------------
@@ -381,7 +382,7 @@ def test_a_zero_vector_has_no_direction():
 
 
 def test_an_unknown_metric_is_refused():
-    with pytest.raises(RankingError, match="expected 'cosine' or 'euclidean'"):
+    with pytest.raises(RankingError, match="expected 'cosine', 'euclidean' or 'hamming'"):
         rank(wave_features(), metric="manhattan")
 
 
@@ -410,30 +411,34 @@ def test_the_json_is_one_object_of_fractions_with_their_protocol(wave_file):
     answer = json.loads(run("--features", wave_file, "--rerank", "--json").stdout)
     assert answer["plain"]["map_hits"] == pytest.approx(0.9583333333)
     assert answer["reranked"]["map_trapezoid"] == pytest.approx(0.990625)
-    assert (len(answer["plain"]["cmc"]), answer["rerank"]) == (50, {"k1": 20, "k2": 6, "lambda": 0.3})
-    assert answer["queries"] == {"valid": 6, "invalid": 0, "unknown_camera": 0}
+    assert (len(answer["plain"]["cmc"]), answer["rerank"]) == (50, RERANK_CARD)
+    assert {name: answer["queries"][name] for name in ("valid", "invalid", "unknown_camera")} == {
+        "valid": 6,
+        "invalid": 0,
+        "unknown_camera": 0,
+    }
     assert answer["made_by"]["extractor"] == "waves"
 
 
 def test_every_number_becomes_a_metric_file_that_says_how_it_was_made(wave_file, tmp_path):
     result = run("--features", wave_file, "--rerank", "--k1", 6, "--k2", 3, "--out", tmp_path / "metrics")
     assert result.exit_code == 0, result.output
-    names = ["map_hits", "map_trapezoid", "minp", "rank1", "rank3", "rank5", "rank10"]
+    names = ["map_hits", "map_trapezoid", "minp", "rank1", "rank3", "rank5", "rank10", "rank20"]
     files = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "metrics").iterdir()}
     assert sorted(files) == sorted(names + [f"{name}_rerank" for name in names])
-    assert f"wrote 14 metric files into {tmp_path / 'metrics'}" in result.stderr
+    assert f"wrote 16 metric files into {tmp_path / 'metrics'}" in result.stderr
     assert files["map_hits"]["value"] == pytest.approx(0.9583333333)
     assert "6 queries against 30 gallery images" in files["map_hits"]["protocol"]
     assert "k1=6, k2=3" in files["rank1_rerank"]["protocol"]
     assert "Re-ranked" not in files["rank1"]["protocol"]
-    assert files["rank1_rerank"]["made_by"]["rerank"] == {"k1": 6, "k2": 3, "lambda": 0.3}
+    assert files["rank1_rerank"]["made_by"]["rerank"] == {**RERANK_CARD, "k1": 6, "k2": 3}
     assert files["rank1"]["made_by"]["features"] == wave_features().fingerprint
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--rerank", "--k1", "36"], "k1 = 36 needs more than 36 pictures"),
+        (["--rerank", "--k1", "36"], "k1 = 36 is larger than the gallery of 30 pictures"),
         (["--rerank", "--k1", "3", "--k2", "5"], "k2 must lie between 1 and k1 + 1 = 4, got 5"),
         (["--rerank", "--lambda", "1.5"], "lambda must lie between 0 and 1, got 1.5"),
     ],

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from reid_eval import rerank as module
-from reid_eval.distances import paired_squared_distances, squared_distances, unit_length
+from reid_eval.distances import ArrayVectors, paired_squared_distances, squared_distances, unit_length
 from reid_eval.rerank import FeatureDistances, MatrixDistances, RerankError, RerankParams, rerank, reranked_blocks
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "evaluation_vectors.json").read_text())
@@ -138,7 +138,7 @@ def test_features_and_their_distance_matrix_give_the_same_result():
 
 def test_column_i_of_an_uneven_matrix_belongs_to_point_i():
     distances = MatrixDistances(np.array([[0.0, 2.0], [3.0, 0.0]]))
-    assert distances.rows(0, 1).tolist() == [[0.0, 9.0]]
+    assert distances.rows(np.array([0]), 0).tolist() == [[0.0, 9.0]]
     assert distances.pairs(np.array([1]), np.array([0])).tolist() == [4.0]
 
 
@@ -183,10 +183,11 @@ def test_pairs_and_blocks_and_rows_give_the_same_bits(monkeypatch):
     whole = squared_distances(points, points)
     first, second = np.divmod(np.arange(2500), 50)
     monkeypatch.setattr("reid_eval.distances._PAIRS", 7)
-    np.testing.assert_array_equal(paired_squared_distances(points, first, second).reshape(50, 50), whole)
+    pairs = paired_squared_distances(ArrayVectors(points), first, ArrayVectors(points), second)
+    np.testing.assert_array_equal(pairs.reshape(50, 50), whole)
     monkeypatch.setattr("reid_eval.distances._COLUMNS", 7)
     np.testing.assert_array_equal(squared_distances(points, points), whole)
-    np.testing.assert_array_equal(FeatureDistances(points).rows(3, 4)[0], whole[3])
+    np.testing.assert_array_equal(FeatureDistances(points).rows(np.array([3]), 0)[0], whole[3])
 
 
 def test_equal_vectors_are_at_distance_0_however_long():

@@ -5,19 +5,123 @@ computed in, on the number of threads or on the BLAS library: their float64 diff
 last one of a float32, vanish in the rounding. Equal vectors therefore tie, and ties are settled by the order of the
 gallery and not by chance.
 
+Where only few of many distances matter, `rough_distances` takes float32 products, twice as fast, and says how far
+they can be off; the few that this leaves open are then taken exactly, so speed changes no result.
+
     distance_sq = squared_distances(query, gallery)    # (Q, G) float32
 """
 
 from __future__ import annotations
 
+from typing import Literal, Protocol
+
 import numpy as np
 
-# Columns and pairs taken at a time: enough for a fast product, and a few megabytes of float64.
+Metric = Literal["cosine", "euclidean", "hamming"]
+
+# Columns, pairs and vectors taken at a time: enough for a fast product, and a few megabytes of float64.
 _COLUMNS = 4096
 _PAIRS = 2048
+_VECTORS = 1024
 
 # Squared distances below this share of |x|^2 + |y|^2 are rounding of the float64 sum: the vectors are the same.
 _RESOLUTION = 1e-12
+
+# Entries of a vector that one float32 product sums: the fewer, the smaller the possible error.
+_DEPTH = 512
+_HALF_ULP = 2.0**-24
+
+
+class Vectors(Protocol):
+    """N vectors as they are compared, float32, some at a time: they may lie on disk or need scaling first."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def num_features(self) -> int:
+        """D, the length of each vector."""
+
+    def take(self, rows: np.ndarray | slice) -> np.ndarray:
+        """The vectors of these rows, (M, D) float32; a copy or a view that nobody changes."""
+
+
+class ArrayVectors:
+    """Vectors of an array, just as they are."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @property
+    def num_features(self) -> int:
+        return int(self.array.shape[1])
+
+    def take(self, rows: np.ndarray | slice) -> np.ndarray:
+        return np.asarray(self.array[rows], dtype=np.float32)
+
+
+class MetricVectors:
+    """Some rows of an array, made such that their squared Euclidean distances rank as the metric does.
+
+    cosine     scaled to length 1: the squared distance is 2 - 2 cos
+    euclidean  times 2 ** exponent, which is exact
+    hamming    1 for a positive entry and 0 for the others: the squared distance is the number of differing bits
+    """
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray, metric: Metric, exponent: int = 0) -> None:
+        self.array, self.rows, self.metric, self.exponent = array, rows, metric, exponent
+        self.first = (
+            int(rows[0]) if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))) else None
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_features(self) -> int:
+        return int(self.array.shape[1])
+
+    def take(self, rows: np.ndarray | slice) -> np.ndarray:
+        found = self._stored(rows)
+        match self.metric:
+            case "cosine":
+                return unit_length(found)
+            case "euclidean":
+                return np.ldexp(found, self.exponent)
+            case "hamming":
+                return (found > 0).astype(np.float32)
+
+    def _stored(self, rows: np.ndarray | slice) -> np.ndarray:
+        if self.first is not None and isinstance(rows, slice):  # a run of rows needs no copy
+            start, stop, _ = rows.indices(len(self.rows))
+            return self.array[self.first + start : self.first + stop]
+        return self.array[self.rows[rows]]
+
+
+class JoinedVectors:
+    """The vectors of one, then those of the other."""
+
+    def __init__(self, first: Vectors, second: Vectors) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    @property
+    def num_features(self) -> int:
+        return self.first.num_features
+
+    def take(self, rows: np.ndarray | slice) -> np.ndarray:
+        wanted = np.arange(len(self))[rows]
+        in_first = wanted < len(self.first)
+        found = np.empty((len(wanted), self.num_features), dtype=np.float32)
+        if in_first.any():
+            found[in_first] = self.first.take(wanted[in_first])
+        if not in_first.all():
+            found[~in_first] = self.second.take(wanted[~in_first] - len(self.first))
+        return found
 
 
 def unit_length(features: np.ndarray) -> np.ndarray:
@@ -27,9 +131,21 @@ def unit_length(features: np.ndarray) -> np.ndarray:
         features  (N, D)
         returns   (N, D)  float32; a zero vector stays zero
     """
-    wide = features.astype(np.float64)
-    lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-    return (wide / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
+    scaled = np.empty(features.shape, dtype=np.float32)
+    for start in range(0, len(features), _VECTORS):
+        wide = features[start : start + _VECTORS].astype(np.float64)
+        lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+        scaled[start : start + _VECTORS] = wide / np.where(lengths > 0, lengths, 1)[:, None]
+    return scaled
+
+
+def squared_lengths(vectors: np.ndarray) -> np.ndarray:
+    """Squared lengths (N,) float64 of vectors (N, D), summed in float64."""
+    lengths_sq = np.empty(len(vectors))
+    for start in range(0, len(vectors), _VECTORS):
+        wide = vectors[start : start + _VECTORS].astype(np.float64)
+        lengths_sq[start : start + _VECTORS] = np.einsum("nd,nd->n", wide, wide)
+    return lengths_sq
 
 
 def squared_distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -40,32 +156,73 @@ def squared_distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         columns  (G, D)
         returns  (B, G)  float32, never negative, 0 for equal vectors
     """
+    return squared_distances_to(rows, ArrayVectors(columns))
+
+
+def squared_distances_to(rows: np.ndarray, columns: Vectors, first: int = 0) -> np.ndarray:
+    """`squared_distances` from rows (B, D) to all columns from number `first` on, which are taken a few at a time."""
     wide_rows = rows.astype(np.float64)
     rows_sq = np.einsum("bd,bd->b", wide_rows, wide_rows)
-    distance_sq = np.empty((len(rows), len(columns)), dtype=np.float32)
-    for start in range(0, len(columns), _COLUMNS):
-        wide_columns = columns[start : start + _COLUMNS].astype(np.float64)
+    distance_sq = np.empty((len(rows), len(columns) - first), dtype=np.float32)
+    for start in range(first, len(columns), _COLUMNS):
+        wide_columns = columns.take(slice(start, start + _COLUMNS)).astype(np.float64)
         columns_sq = np.einsum("gd,gd->g", wide_columns, wide_columns)
         products = wide_rows @ wide_columns.T  # (B, G')
-        distance_sq[:, start : start + _COLUMNS] = _combine(rows_sq[:, None] + columns_sq, products)
+        distance_sq[:, start - first : start - first + _COLUMNS] = _combine(rows_sq[:, None] + columns_sq, products)
     return distance_sq
 
 
-def paired_squared_distances(points: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances between `points[first[m]]` and `points[second[m]]`.
+def paired_squared_distances(x: Vectors, first: np.ndarray, y: Vectors, second: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances between `x[first[m]]` and `y[second[m]]`.
 
     Shapes:
-        points         (N, D)
-        first, second  (M,)    rows of points
-        returns        (M,)    float32, the values `squared_distances` gives for these pairs
+        first, second  (M,)  rows of x and of y
+        returns        (M,)  float32, the values `squared_distances` gives for these pairs
     """
     distance_sq = np.empty(len(first), dtype=np.float32)
     for start in range(0, len(first), _PAIRS):
-        x = points[first[start : start + _PAIRS]].astype(np.float64)
-        y = points[second[start : start + _PAIRS]].astype(np.float64)
-        squares = np.einsum("md,md->m", x, x) + np.einsum("md,md->m", y, y)
-        distance_sq[start : start + _PAIRS] = _combine(squares, np.einsum("md,md->m", x, y))
+        some = slice(start, start + _PAIRS)
+        wide_x, wide_y = (vectors.take(rows[some]).astype(np.float64) for vectors, rows in ((x, first), (y, second)))
+        squares = np.einsum("md,md->m", wide_x, wide_x) + np.einsum("md,md->m", wide_y, wide_y)
+        distance_sq[some] = _combine(squares, np.einsum("md,md->m", wide_x, wide_y))
     return distance_sq
+
+
+def rough_distances(rows: np.ndarray, columns: np.ndarray, columns_sq: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Squared distances less the squared length of the row, |y|^2 - 2 x y, in float32 throughout.
+
+    Shapes:
+        rows        (B, D)  float32
+        columns     (G, D)  float32
+        columns_sq  (G,)    float32, their squared lengths
+        out         (2, B, G)  float32; the result is its first half, the second is scratch
+        returns     (B, G)  no farther from the exact values than `rough_error` says
+    """
+    found, part = out
+    doubled = -2 * rows
+    np.matmul(doubled[:, :_DEPTH], columns[:, :_DEPTH].T, out=found)
+    for start in range(_DEPTH, rows.shape[1], _DEPTH):
+        deep = slice(start, start + _DEPTH)
+        np.matmul(doubled[:, deep], columns[:, deep].T, out=part)
+        found += part
+    found += columns_sq
+    return found
+
+
+def rough_error(rows_sq: np.ndarray, largest_sq: float, num_features: int) -> np.ndarray:
+    """How far |x|^2 + `rough_distances` can be from the exact float32 distance, for columns no longer than the largest.
+
+    A sum of n products in any order errs by no more than n half units in the last place of sum |x y|, which is at most
+    |x| |y| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). The sum runs over `_DEPTH` entries and then
+    over the parts; a dozen roundings of |x|^2, |y|^2 and of what a caller adds or compares come on top.
+
+    Shapes:
+        rows_sq  (B,)  squared lengths
+        returns  (B,)  float64
+    """
+    roundings = min(num_features, _DEPTH) + num_features / _DEPTH + 1
+    lengths = np.sqrt(rows_sq) + np.sqrt(largest_sq)
+    return (roundings / 2 + 12) * 1.001 * _HALF_ULP * lengths * lengths
 
 
 def _combine(squares: np.ndarray, products: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ class ReidFeatures:
 
     def __post_init__(self) -> None:
         features = np.asarray(self.features)
-        if features.ndim != 2 or features.dtype.kind not in "fiu":
+        if features.ndim != 2 or features.dtype.kind not in "fiub":
             raise FeatureFileError(
                 f"features: found {features.dtype} of shape {features.shape}, expected numbers of shape (N, D)"
             )
@@ -78,7 +78,7 @@ class ReidFeatures:
         if len(set(lengths.values())) > 1:
             found = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise FeatureFileError(f"features: every picture needs one row in each array, found lengths {found}")
-        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        bad = _rows_not_finite(features)
         if len(bad):
             raise FeatureFileError(
                 f"features: {len(bad)} of {len(features)} vectors hold NaN or infinite values, the first is row "
@@ -130,7 +130,9 @@ class ReidFeatures:
     @property
     def fingerprint(self) -> str:
         """A short hash of vectors, identities, cameras and splits; paths and meta do not count."""
-        numbers = (np.ascontiguousarray(array).tobytes() for array in (self.features, self.pids, self.camids))
+        numbers = (
+            memoryview(np.ascontiguousarray(array)).cast("B") for array in (self.features, self.pids, self.camids)
+        )
         return fingerprint([*numbers, "\n".join(self.splits.tolist())])
 
     def save(self, file: Path | str) -> None:
@@ -165,6 +167,23 @@ class ReidFeatures:
             raise FeatureFileError(f"{file}: its meta is not JSON ({error}); extract again") from None
         except FeatureFileError as error:
             raise FeatureFileError(f"{file}: {error}") from None
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    """Whether the numbers lie in a file and come into memory as they are needed."""
+    owner: Any = array
+    while owner is not None and not isinstance(owner, np.memmap):
+        owner = getattr(owner, "base", None)
+    return owner is not None
+
+
+def _rows_not_finite(features: np.ndarray) -> np.ndarray:
+    some = 4096
+    bad = [
+        start + np.flatnonzero(~np.isfinite(features[start : start + some]).all(axis=1))
+        for start in range(0, len(features), some)
+    ]
+    return np.concatenate(bad) if bad else np.empty(0, dtype=np.int64)
 
 
 def _arrays_of(file: Path | str) -> dict[str, np.ndarray]:

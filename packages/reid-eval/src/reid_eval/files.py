@@ -170,7 +170,7 @@ def claim_folder(folder: Path | str, marker: str, *, what: str) -> Path:
     return folder
 
 
-def fingerprint(parts: Iterable[bytes | str]) -> str:
+def fingerprint(parts: Iterable[bytes | memoryview | str]) -> str:
     """A short stable hash (16 hex digits of SHA-256) of a sequence of texts or byte strings."""
     digest = hashlib.sha256()
     for part in parts:

@@ -1,10 +1,14 @@
 """Rank a gallery against queries: mean average precision in both published forms, CMC and mINP.
 
-Arrays in, numbers out: no files, no devices. A gallery picture with the query's identity *and* camera is neither right
-nor wrong and is left out for that query; a junk crop (pid -1) is left out for all; a distractor (pid 0) is an ordinary
-wrong answer. An unknown camera (-1) equals no other, so nothing is left out on its account. Equal distances keep the
-order of the gallery. Average precision is published in two forms, "hits" (mean of the precision at each hit: torchreid,
-fast-reid, scikit-learn today) and "trapezoid" (the official Market-1501 evaluation); both are always reported.
+Arrays in, numbers out: no files, no devices. A junk crop (pid -1) is left out for all queries; a distractor (pid 0) is
+an ordinary wrong answer. What else is left out for a query is the protocol's:
+
+    cross-camera   gallery pictures with the query's identity *and* camera; an unknown camera (-1) equals no other
+    no-camera      nothing: cameras are not looked at
+    leave-one-out  the query's own picture: every picture of a person is a query against all others
+
+Equal distances keep the order of the gallery. Average precision is published in two forms, "hits" and "trapezoid" (see
+`scores`); both are always reported.
 
     features = ReidFeatures.load("runs/teacher/features.npz")
     report = rank(features, rerank=RerankParams())     # plain and re-ranked, side by side
@@ -15,100 +19,51 @@ fast-reid, scikit-learn today) and "trapezoid" (the official Market-1501 evaluat
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+import platform
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import scipy
 
 from reid_eval import __version__
-from reid_eval.distances import squared_distances, unit_length
+from reid_eval.distances import (
+    JoinedVectors,
+    Metric,
+    MetricVectors,
+    Vectors,
+    paired_squared_distances,
+    rough_distances,
+    rough_error,
+    squared_distances_to,
+    squared_lengths,
+    unit_length,
+)
 from reid_eval.errors import ReidError
-from reid_eval.features import ReidFeatures
+from reid_eval.features import ReidFeatures, is_mapped
+from reid_eval.places import PlaceCounts, RightAnswers, right_answers
 from reid_eval.progress import progress
-from reid_eval.rerank import FeatureDistances, RerankParams, reranked_blocks
+from reid_eval.rerank import FeatureDistances, RerankParams, memory_of_reranking, swept_blocks
+from reid_eval.scores import REPORTED_RANKS, QueryScores, SingleShot, SingleShotCurves, scores_from_places
 
 if TYPE_CHECKING:
     from reid_eval.report import MetricResult
 
-Metric = Literal["cosine", "euclidean"]
+ProtocolName = Literal["cross-camera", "no-camera", "leave-one-out"]
+Pooling = Literal["mean", "max"]
 
-REPORTED_RANKS = (1, 3, 5, 10)
+MULTI_QUERY = "multi-query"  # the split with further pictures of the queries
 
-_CMC_LENGTH = 50
 _BLOCK_QUERIES = 256
+_BLOCK_BYTES = 128 * 2**20  # of gallery vectors at a time
+_PROGRAM_BYTES = 200 * 2**20  # Python with NumPy and SciPy, and what small things need
+_VECTORS = 4096
 
 
 class RankingError(ReidError):
     """These features or distances cannot be ranked; the message says which rows stand in the way."""
-
-
-@dataclass(frozen=True, eq=False)
-class QueryScores:
-    """How well each query was answered, and the means over the queries that have a right answer.
-
-    Shapes, one entry per query in file order:
-        ap_hits, ap_trapezoid, inp  (Q,)  float64, 0..1; NaN for a query without a right answer
-        first_hit                   (Q,)  int64, wrong answers before the first right one; -1 if there is none
-        num_good                    (Q,)  int64, right answers in the gallery
-        num_same_camera             (Q,)  int64, pictures left out because identity and camera are the query's
-        tied                        (Q,)  bool, a right and a wrong answer are equally far: the order is a convention
-    """
-
-    ap_hits: np.ndarray
-    ap_trapezoid: np.ndarray
-    inp: np.ndarray
-    first_hit: np.ndarray
-    num_good: np.ndarray
-    num_same_camera: np.ndarray
-    tied: np.ndarray
-
-    @property
-    def valid(self) -> np.ndarray:
-        """(Q,) bool: the query has a right answer in another camera."""
-        return self.num_good > 0
-
-    @property
-    def num_valid(self) -> int:
-        return int(self.valid.sum())
-
-    @property
-    def num_invalid(self) -> int:
-        return len(self.num_good) - self.num_valid
-
-    @property
-    def map_hits(self) -> float:
-        """Mean over valid queries of the mean precision at each hit."""
-        return self._mean(self.ap_hits)
-
-    @property
-    def map_trapezoid(self) -> float:
-        """Mean over valid queries of the area under precision and recall, as the official Market evaluation has it."""
-        return self._mean(self.ap_trapezoid)
-
-    @property
-    def minp(self) -> float:
-        """Mean over valid queries of the share of right answers among all pictures down to the last right one."""
-        return self._mean(self.inp)
-
-    @property
-    def cmc(self) -> np.ndarray:
-        """(50,) float64: `cmc[k - 1]` is the share of valid queries with a right answer among the first k."""
-        return self.cmc_curve(_CMC_LENGTH)
-
-    def cmc_curve(self, length: int) -> np.ndarray:
-        """The first `length` entries of the cumulative match curve; it is defined beyond the gallery's end too."""
-        first = self.first_hit[self.valid]
-        answered_at = np.bincount(first[first < length], minlength=length)
-        return np.cumsum(answered_at) / self.num_valid
-
-    def rank_at(self, k: int) -> float:
-        """Share of valid queries with a right answer among the first k."""
-        return float(self.cmc_curve(k)[k - 1])
-
-    def _mean(self, per_query: np.ndarray) -> float:
-        # In file order, as the published programs add: the sum is then theirs to the last bit.
-        return float(np.add.accumulate(per_query[self.valid])[-1] / self.num_valid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +77,17 @@ class RankReport:
     reranked: QueryScores | None
     rerank: RerankParams | None
     metric: Metric
+    protocol_name: ProtocolName
+    multi_query: Pooling | None
+    single_shot: SingleShot | None
     num_gallery: int  # ranked: junk is gone, distractors are in
     num_distractors: int
     num_junk: int
     num_unknown_query_cameras: int
     num_unknown_gallery_cameras: int
+    num_unpooled: int  # queries of a multi-query run that have no further picture
+    num_copies: int  # queries with a right answer at distance 0
+    query_rows: np.ndarray  # (Q,) rows of the feature file: entry q of every per-query array is about row query_rows[q]
     made_by: dict[str, Any]
 
     @property
@@ -163,28 +124,41 @@ class RankReport:
 
     def to_json(self) -> str:
         """One JSON object: fractions 0..1 at full precision, counts and conventions."""
-        return json.dumps(
-            {
-                "plain": _scores_json(self.plain),
-                "reranked": None if self.reranked is None else _scores_json(self.reranked),
-                "queries": {
-                    "valid": self.num_valid_queries,
-                    "invalid": self.num_invalid_queries,
-                    "unknown_camera": self.num_unknown_query_cameras,
-                },
-                "gallery": {
-                    "ranked": self.num_gallery,
-                    "distractors": self.num_distractors,
-                    "junk_left_out": self.num_junk,
-                    "unknown_camera": self.num_unknown_gallery_cameras,
-                },
-                "metric": self.metric,
-                "rerank": None if self.rerank is None else _params_json(self.rerank),
-                "protocol": self.protocol,
-                "made_by": self.made_by,
+        scores = {
+            "plain": _scores_json(self.plain),
+            "reranked": None if self.reranked is None else _scores_json(self.reranked),
+        }
+        return json.dumps({**scores, **self.card}, indent=2)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """How the numbers were made: counts, conventions, versions, and whose features they are of."""
+        return {
+            "queries": {
+                "valid": self.num_valid_queries,
+                "invalid": self.num_invalid_queries,
+                "unknown_camera": self.num_unknown_query_cameras,
+                "without_further_pictures": self.num_unpooled,
+                "with_a_copy_in_the_gallery": self.num_copies,
             },
-            indent=2,
-        )
+            "gallery": {
+                "ranked": self.num_gallery,
+                "distractors": self.num_distractors,
+                "junk_left_out": self.num_junk,
+                "unknown_camera": self.num_unknown_gallery_cameras,
+            },
+            "protocol_name": self.protocol_name,
+            "multi_query": self.multi_query,
+            "single_shot": None if self.single_shot is None else _single_shot_json(self.single_shot),
+            "average_precision": {name: _MEANING[name] for name in ("map_hits", "map_trapezoid")},
+            "ties": "equal distances in gallery order",
+            "metric": self.metric,
+            "normalisation": _NORMALISATION[self.metric],
+            "rerank": None if self.rerank is None else _params_json(self.rerank),
+            "protocol": self.protocol,
+            "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
+            "made_by": self.made_by,
+        }
 
     def metrics(self) -> list[MetricResult]:
         """One metric file's content for each number, plain and re-ranked; values are fractions 0..1."""
@@ -194,11 +168,11 @@ class RankReport:
         for scores, suffix in ((self.plain, ""), (self.reranked, "_rerank")):
             if scores is None:
                 continue
-            made_by = {**self.made_by, "metric": self.metric}
+            made_by = {**self.made_by, "metric": self.metric, "protocol": self.protocol_name}
             protocol = self.protocol
             if suffix and self.rerank is not None:
                 made_by["rerank"] = _params_json(self.rerank)
-                protocol = f"{_rerank_sentence(self.rerank)} {protocol}"
+                protocol = f"{protocol} {rerank_sentence(self.rerank)}"
             for _, name, (value,) in self._rows([scores]):
                 results.append(
                     MetricResult(
@@ -217,16 +191,23 @@ class RankReport:
         return " ".join(self._protocol())
 
     def _protocol(self) -> Iterator[str]:
-        distance = "cosine distance" if self.metric == "cosine" else "Euclidean distance of the vectors as stored"
+        pictures = "single query"
+        if self.multi_query is not None:
+            pictures = f"multi-query ({self.multi_query} of the same-camera pictures)"
         yield (
             f"{_count(self.num_valid_queries, 'query', 'queries')} against {self.num_gallery} gallery images "
-            f"({_count(self.num_distractors, 'distractor')} among them), single query, {distance}."
+            f"({_count(self.num_distractors, 'distractor')} among them), {self.protocol_name}, {pictures}, "
+            f"{_DISTANCE[self.metric]}."
         )
         yield (
-            f"Left out: {_count(self.num_junk, 'junk crop')} (pid -1), per query the images with its identity and its "
-            f"camera, and {_count(self.num_invalid_queries, 'query', 'queries')} without a right image."
+            f"Left out: {_count(self.num_junk, 'junk crop')} (pid -1), {_LEFT_OUT[self.protocol_name]}"
+            f"{_count(self.num_invalid_queries, 'query', 'queries')} without a right image."
         )
         yield "Equal distances in gallery order."
+        if self.num_unpooled:
+            yield f"{_count(self.num_unpooled, 'query has', 'queries have')} no same-camera pictures and stand alone."
+        if self.single_shot is not None:
+            yield _single_shot_sentence(self.single_shot)
         if self.num_unknown_query_cameras or self.num_unknown_gallery_cameras:
             yield (
                 f"The camera of {_count(self.num_unknown_query_cameras, 'query', 'queries')} and "
@@ -240,15 +221,29 @@ class RankReport:
         yield "mINP", "minp", [scores.minp for scores in columns]
         for k in REPORTED_RANKS:
             yield f"rank-{k}", f"rank{k}", [scores.rank_at(k) for scores in columns]
+        curves = [curve for scores in columns if (curve := scores.single_shot_cmc) is not None]
+        if curves:
+            for k in REPORTED_RANKS:
+                yield f"rank-{k} (1 shot)", f"rank{k}_single_shot", [float(curve[k - 1]) for curve in curves]
 
     def _remarks(self) -> Iterator[str]:
         yield "hits: mean precision at each hit (torchreid, fast-reid); trapezoid: the official Market-1501 evaluation"
         yield from self._protocol()
         if self.rerank is not None:
-            yield _rerank_sentence(self.rerank)
+            yield rerank_sentence(self.rerank)
+        if self.num_invalid_queries:
+            yield (
+                "With 0 for queries without a right image, as the official program divides, mAP (trapezoid) is "
+                f"{100 * self.plain.map_trapezoid_of_all:.2f}%."
+            )
         num_tied = int(self.plain.tied.sum())
         if num_tied:
             yield f"In {_count(num_tied, 'query', 'queries')} a right and a wrong image are equally far (plain)."
+        if self.num_copies:
+            yield (
+                f"{_count(self.num_copies, 'query has', 'queries have')} a right image at distance 0: "
+                "the same picture may be in both."
+            )
 
 
 _MEANING = {
@@ -256,10 +251,120 @@ _MEANING = {
     "map_trapezoid": "Mean average precision, trapezoid form (the official Market-1501 evaluation).",
     "minp": "Mean inverse negative penalty: right images as a share of all images down to the last right one.",
     **{
-        f"rank{k}": "Cumulative match, rank-k: share of queries with a right image among the first k."
+        f"rank{k}": f"Cumulative match, rank-{k}: share of queries with a right image among the first {k}."
+        for k in REPORTED_RANKS
+    },
+    **{
+        f"rank{k}_single_shot": f"Single-gallery-shot match, rank-{k}: one picture of each identity in the gallery."
         for k in REPORTED_RANKS
     },
 }
+
+_DISTANCE: dict[Metric, str] = {
+    "cosine": "cosine distance",
+    "euclidean": "Euclidean distance of the vectors as stored",
+    "hamming": "Hamming distance of binary codes",
+}
+
+_NORMALISATION: dict[Metric, str] = {"cosine": "unit length", "euclidean": "none", "hamming": "none"}
+
+_LEFT_OUT: dict[ProtocolName, str] = {
+    "cross-camera": "per query the images with its identity and its camera, and ",
+    "no-camera": "",
+    "leave-one-out": "per query its own image, and ",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """Who is searched for among whom: queries, gallery and right answers of a feature file under a protocol.
+
+    Shapes:
+        query_rows    (Q,)  rows of the feature file, in its order
+        gallery_rows  (G,)  the same, junk left out
+    """
+
+    features: ReidFeatures
+    metric: Metric
+    protocol_name: ProtocolName
+    multi_query: Pooling | None
+    query_rows: np.ndarray
+    gallery_rows: np.ndarray
+    query: Vectors
+    gallery: Vectors
+    answers: RightAnswers
+    num_junk: int
+    num_unpooled: int
+
+    @property
+    def leaves_one_out(self) -> bool:
+        return self.protocol_name == "leave-one-out"
+
+
+def contest(
+    features: ReidFeatures,
+    *,
+    metric: Metric = "cosine",
+    protocol: ProtocolName = "cross-camera",
+    multi_query: Pooling | None = None,
+) -> Contest:
+    """Choose queries, gallery and right answers; see `rank`.
+
+    Raises:
+        RankingError: a split is empty, a query is junk, no query has a right answer, or vectors do not fit the metric.
+    """
+    for name, found, choices in (("metric", metric, get_args(Metric)), ("protocol", protocol, get_args(ProtocolName))):
+        if found not in choices:
+            expected = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
+            raise RankingError(f"{name}: found {found!r}, expected {expected}")
+    if protocol == "leave-one-out" and multi_query is not None:
+        raise RankingError("multi-query: leave-one-out has single pictures as queries; choose one of the two")
+    query_rows, gallery_rows, num_junk = _rows_of(features, protocol)
+    pids, camids = features.pids, features.camids
+    answers = right_answers(
+        pids[query_rows],
+        camids[query_rows],
+        pids[gallery_rows],
+        camids[gallery_rows],
+        cameras=protocol == "cross-camera",
+        itself=np.searchsorted(gallery_rows, query_rows) if protocol == "leave-one-out" else None,
+    )
+    if not len(answers.rows):
+        if protocol == "leave-one-out":
+            raise RankingError(
+                f"no picture has a right answer: all {len(query_rows)} have different identities "
+                f"({_ten_of(pids[query_rows])}); expected several pictures of a person"
+            )
+        why = _why_no_valid_query(
+            pids[query_rows], camids[query_rows], pids[gallery_rows], camids[gallery_rows], answers
+        )
+        raise RankingError(why + _misread_cameras(features, np.concatenate([query_rows, gallery_rows])))
+    ranked = np.concatenate([query_rows, gallery_rows])
+    _refuse_constant(features, ranked)
+    if metric == "cosine":
+        _refuse_zeros(features, query_rows, "query")
+        _refuse_zeros(features, gallery_rows, "gallery")
+    if metric == "hamming":
+        _refuse_other_than_bits(features, ranked)
+    vectors, num_unpooled = features.features, 0
+    query_vectors, rows_of_query = vectors, query_rows
+    if multi_query is not None:
+        query_vectors, num_unpooled = pooled_queries(features, query_rows, metric=metric, how=multi_query)
+        rows_of_query = np.arange(len(query_rows))
+    exponent = _exponent(vectors, ranked) if metric == "euclidean" else 0
+    return Contest(
+        features=features,
+        metric=metric,
+        protocol_name=protocol,
+        multi_query=multi_query,
+        query_rows=query_rows,
+        gallery_rows=gallery_rows,
+        query=MetricVectors(query_vectors, rows_of_query, metric, exponent),
+        gallery=MetricVectors(vectors, gallery_rows, metric, exponent),
+        answers=answers,
+        num_junk=num_junk,
+        num_unpooled=num_unpooled,
+    )
 
 
 def rank(
@@ -267,65 +372,118 @@ def rank(
     *,
     rerank: RerankParams | None = None,
     metric: Metric = "cosine",
-    block_queries: int = _BLOCK_QUERIES,
+    protocol: ProtocolName = "cross-camera",
+    multi_query: Pooling | None = None,
+    single_shot: SingleShot | None = None,
+    max_memory: int | None = None,
+    block_queries: int | None = None,
 ) -> RankReport:
     """Score the query rows of a feature file against its gallery rows, and once more re-ranked if asked.
 
-    "cosine" compares directions, "euclidean" the vectors as stored. Re-ranking uses the squared distances of the same
-    vectors, junk left out of the neighbourhoods too. Distances exist for `block_queries` queries at a time; the
-    numbers do not depend on it.
+    "cosine" compares directions, "euclidean" the vectors as stored, "hamming" binary codes (two values). Re-ranking
+    uses the squared distances of the same vectors, junk left out of the neighbourhoods too. With `multi_query` the
+    pictures of split "multi-query" with a query's identity and camera are pooled into its vector. Distances exist for
+    `block_queries` queries at a time; the numbers do not depend on it, nor on `max_memory` (bytes, see `plan_memory`).
 
     Raises:
-        RankingError: a split is empty, a query is junk, no query has a right answer, or a vector is zero (cosine).
+        RankingError: see `contest`; or the memory does not suffice.
         RerankError: fewer pictures than re-ranking needs neighbours.
     """
-    query, gallery = features.query, features.gallery
-    for name, part in (("query", query), ("gallery", gallery)):
-        if not len(part):
-            found = ", ".join(sorted(set(features.splits.tolist()))) or "nothing"
-            raise RankingError(f"features: no {name} pictures; found splits {found}, expected query and gallery")
-    junk = gallery.pids == -1
-    num_junk = int(junk.sum())
-    if num_junk:
-        gallery = gallery.rows(np.flatnonzero(~junk))
-        if not len(gallery):
-            raise RankingError(f"features: all {num_junk} gallery pictures are junk (pid -1), nothing is left to rank")
-    if metric == "cosine":
-        query_vectors, gallery_vectors = _directions(query, "query"), _directions(gallery, "gallery")
-    elif metric == "euclidean":
-        query_vectors, gallery_vectors = _near_unit_size(query.features, gallery.features)
-    else:
-        raise RankingError(f"metric: found {metric!r}, expected 'cosine' or 'euclidean'")
-
-    labels = (query.pids, query.camids, gallery.pids, gallery.camids)
-    blocks = (
-        squared_distances(query_vectors[start : start + block_queries], gallery_vectors)
-        for start in range(0, len(query), block_queries)
-    )
-    plain = _score(blocks, *labels, what="ranking")
-    reranked = None
-    if rerank is not None:
-        points = FeatureDistances(np.concatenate([query_vectors, gallery_vectors]))
-        reranked_distances = reranked_blocks(points, len(query), rerank, block_rows=block_queries)
-        reranked = _score(reranked_distances, *labels, what="re-ranking")
-    # MSMT17 numbers its people from 0: where somebody asks for person 0, pid 0 is a person and no distractor.
-    distractors = 0 if (query.pids == 0).any() else int((gallery.pids == 0).sum())
-    return RankReport(
-        plain=plain,
-        reranked=reranked,
-        rerank=rerank,
+    sweep = [] if rerank is None else [rerank]
+    report, swept = rank_swept(
+        features,
+        sweep,
         metric=metric,
-        num_gallery=len(gallery),
-        num_distractors=distractors,
-        num_junk=num_junk,
-        num_unknown_query_cameras=int((query.camids == -1).sum()),
-        num_unknown_gallery_cameras=int((gallery.camids == -1).sum()),
+        protocol=protocol,
+        multi_query=multi_query,
+        single_shot=single_shot,
+        max_memory=max_memory,
+        block_queries=block_queries,
+    )
+    return report if rerank is None else _with_reranked(report, rerank, swept[0])
+
+
+def rank_swept(
+    features: ReidFeatures,
+    sweep: Sequence[RerankParams],
+    *,
+    metric: Metric = "cosine",
+    protocol: ProtocolName = "cross-camera",
+    multi_query: Pooling | None = None,
+    single_shot: SingleShot | None = None,
+    max_memory: int | None = None,
+    block_queries: int | None = None,
+) -> tuple[RankReport, list[QueryScores]]:
+    """The plain report, and the re-ranked scores under each of several settings; neighbours are found only once."""
+    who = contest(features, metric=metric, protocol=protocol, multi_query=multi_query)
+    for params in sweep:
+        if params.k1 > len(who.gallery):
+            raise RankingError(
+                f"re-ranking: k1 = {params.k1} is larger than the gallery of {len(who.gallery)} pictures; use a k1 of "
+                f"{len(who.gallery)} or less"
+            )
+    plan = _plan(who, sweep, single_shot, max_memory, block_queries)
+    curves = None
+    if single_shot is not None:
+        curves = SingleShotCurves(who.answers, features.pids[who.gallery_rows], single_shot)
+    if curves is None:
+        plain, num_copies = _plain_scores(who, plan)
+    else:
+        blocks = (
+            [squared_distances_to(who.query.take(slice(start, start + plan.block_queries)), who.gallery)]
+            for start in range(0, len(who.query), plan.block_queries)
+        )
+        ((plain,), num_copies) = _scores_of_blocks(blocks, who.answers, 1, curves=curves, what="ranking")
+    swept: list[QueryScores] = []
+    if sweep:
+        points = who.gallery if who.leaves_one_out else JoinedVectors(who.query, who.gallery)
+        distances = FeatureDistances(_all_of(points))
+        queries = np.searchsorted(who.gallery_rows, who.query_rows) if who.leaves_one_out else np.arange(len(who.query))
+        reranked = swept_blocks(
+            distances,
+            queries,
+            sweep,
+            first_gallery=0 if who.leaves_one_out else len(who.query),
+            block_rows=plan.block_queries,
+        )
+        swept, _ = _scores_of_blocks(reranked, who.answers, len(sweep), curves=curves, what="re-ranking")
+
+    camids = features.camids
+    looks_at_cameras = protocol == "cross-camera"
+    report = RankReport(
+        plain=plain,
+        reranked=None,
+        rerank=None,
+        metric=metric,
+        protocol_name=protocol,
+        multi_query=multi_query,
+        single_shot=single_shot,
+        num_gallery=len(who.gallery),
+        num_distractors=int(_is_distractor(features)[who.gallery_rows].sum()),
+        num_junk=who.num_junk,
+        num_unknown_query_cameras=int((camids[who.query_rows] == -1).sum()) if looks_at_cameras else 0,
+        num_unknown_gallery_cameras=int((camids[who.gallery_rows] == -1).sum()) if looks_at_cameras else 0,
+        num_unpooled=who.num_unpooled,
+        num_copies=num_copies,
+        query_rows=who.query_rows,
         made_by={**features.meta, "reid_eval": __version__, "features": features.fingerprint},
     )
+    return report, swept
+
+
+def _with_reranked(report: RankReport, params: RerankParams, scores: QueryScores) -> RankReport:
+    return replace(report, rerank=params, reranked=scores)
 
 
 def rank_distances(
-    distances: np.ndarray, q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray
+    distances: np.ndarray,
+    q_pids: np.ndarray,
+    q_camids: np.ndarray,
+    g_pids: np.ndarray,
+    g_camids: np.ndarray,
+    *,
+    cameras: bool = True,
+    single_shot: SingleShot | None = None,
 ) -> QueryScores:
     """Score distances that somebody else computed, (Q, G), smaller is closer; the rules are those of `rank`.
 
@@ -340,173 +498,410 @@ def rank_distances(
             f"distances: found shape {distances.shape} with {num_query} and {num_gallery} identities and "
             f"{len(labels[1])} and {len(labels[3])} cameras, expected a row per query and a column per gallery image"
         )
-    bad = np.flatnonzero(~np.isfinite(distances).all(axis=1))
-    if len(bad):
-        raise RankingError(f"distances: {len(bad)} rows hold NaN or infinite values, the first is row {bad[0]}")
+    if distances.dtype.kind != "f":
+        distances = distances.astype(np.float64)
+    starts = range(0, num_query, _BLOCK_QUERIES)
+    bad = [
+        start + np.flatnonzero(~np.isfinite(distances[start : start + _BLOCK_QUERIES]).all(axis=1)) for start in starts
+    ]
+    if num_bad := sum(map(len, bad)):
+        first = min(rows[0] for rows in bad if len(rows))
+        raise RankingError(f"distances: {num_bad} rows hold NaN or infinite values, the first is row {first}")
+    _refuse_junk_queries(labels[0])
     kept = np.flatnonzero(labels[2] != -1)
-    blocks = (distances[start : start + _BLOCK_QUERIES, kept] for start in range(0, num_query, _BLOCK_QUERIES))
-    return _score(blocks, labels[0], labels[1], labels[2][kept], labels[3][kept], what="ranking")
+    g_pids, g_camids = labels[2][kept], labels[3][kept]
+    answers = right_answers(labels[0], labels[1], g_pids, g_camids, cameras=cameras)
+    if not len(answers.rows):
+        raise RankingError(_why_no_valid_query(labels[0], labels[1], g_pids, g_camids, answers))
+    blocks = ([np.take(distances[start : start + _BLOCK_QUERIES], kept, axis=1)] for start in starts)
+    curves = None if single_shot is None else SingleShotCurves(answers, g_pids, single_shot)
+    ((scores,), _) = _scores_of_blocks(blocks, answers, 1, curves=curves, what="ranking")
+    return scores
 
 
 def rerank_params(features: ReidFeatures) -> RerankParams:
     """The published k1 = 20, k2 = 6, lambda = 0.3; of hardly any test pictures, the nearest that make sense."""
-    num_ranked = len(features.query) + int((features.gallery.pids != -1).sum())
-    k1 = max(1, min(20, num_ranked - 1))
+    num_gallery = int((features.gallery.pids != -1).sum())
+    k1 = max(1, min(20, num_gallery, len(features.query) + num_gallery - 1))
     return RerankParams(k1=k1, k2=min(6, k1 + 1))
 
 
-def _directions(part: ReidFeatures, name: str) -> np.ndarray:
-    zero = np.flatnonzero(~part.features.any(axis=1))
-    if len(zero):
+def pooled_queries(
+    features: ReidFeatures, query_rows: np.ndarray, *, metric: Metric, how: Pooling
+) -> tuple[np.ndarray, int]:
+    """One vector per query: mean or maximum of the multi-query pictures with its identity and camera.
+
+    For the cosine each picture is scaled to length 1 first. A query without any keeps its own vector.
+
+    Returns the vectors (Q, D) float32, and how many queries kept their own.
+
+    Raises:
+        RankingError: there are no such pictures.
+    """
+    boxes = features.split(MULTI_QUERY)
+    if not len(boxes):
+        found = ", ".join(sorted(set(features.splits.tolist())))
+        raise RankingError(f"features: no pictures of split {MULTI_QUERY!r} to pool, found {found}")
+    vectors = unit_length(boxes.features) if metric == "cosine" else boxes.features
+    of_person: dict[tuple[int, int], list[int]] = {}
+    for box, key in enumerate(zip(boxes.pids.tolist(), boxes.camids.tolist(), strict=True)):
+        of_person.setdefault(key, []).append(box)
+    pooled = features.features[query_rows].astype(np.float32)
+    num_unpooled = 0
+    for query, row in enumerate(query_rows):
+        mine = of_person.get((int(features.pids[row]), int(features.camids[row])), [])
+        num_unpooled += not mine
+        if mine:
+            pooled[query] = vectors[mine].mean(axis=0) if how == "mean" else vectors[mine].max(axis=0)
+    if num_unpooled == len(query_rows):
         raise RankingError(
-            f"features: {len(zero)} {name} vectors are zero, the first is {part.paths[zero[0]]}; they have no "
-            "direction for the cosine; extract these pictures again or use the Euclidean metric"
+            f"features: none of the {len(boxes)} pictures of split {MULTI_QUERY!r} has a query's identity and camera"
         )
-    return unit_length(part.features)
+    zero = np.flatnonzero(~pooled.any(axis=1))
+    if metric == "cosine" and len(zero):
+        raise RankingError(
+            f"features: the pictures of {len(zero)} queries add up to zero, the first is "
+            f"{features.paths[query_rows[zero[0]]]}; zero has no direction for the cosine"
+        )
+    return pooled, num_unpooled
 
 
-def _near_unit_size(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both times one power of two, which is exact: squared distances then fit a float32, and keep their order."""
-    _, exponent = np.frexp(max(np.abs(query).max(), np.abs(gallery).max()))
-    return np.ldexp(query, -exponent), np.ldexp(gallery, -exponent)
+# --- memory ---------------------------------------------------------------------------------------------------------
 
 
-def _score(
-    blocks: Iterable[np.ndarray],
-    q_pids: np.ndarray,
-    q_camids: np.ndarray,
-    g_pids: np.ndarray,
-    g_camids: np.ndarray,
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How large the blocks are, and what the whole program needs with them."""
+
+    block_queries: int
+    block_gallery: int
+    needed_bytes: int
+    features_bytes: int  # of that, the feature file in memory; one that is mapped from the disk counts as nothing
+
+    def to_text(self) -> str:
+        """One line for people, before the work starts."""
+        return (
+            f"needs about {_bytes_text(self.needed_bytes)} of memory ({_bytes_text(self.features_bytes)} of them "
+            f"features), with blocks of {self.block_queries} queries x {self.block_gallery} gallery pictures"
+        )
+
+
+def plan_memory(
+    features: ReidFeatures,
+    sweep: Sequence[RerankParams] = (),
     *,
-    what: str,
-) -> QueryScores:
-    """Score consecutive blocks (B, G) of the distances of all queries; the gallery holds no junk."""
+    metric: Metric = "cosine",
+    protocol: ProtocolName = "cross-camera",
+    multi_query: Pooling | None = None,
+    single_shot: SingleShot | None = None,
+    max_memory: int | None = None,
+) -> MemoryPlan:
+    """What `rank` with the same arguments will need, blocks made small enough for `max_memory` bytes.
+
+    Raises:
+        RankingError: even the smallest blocks need more.
+    """
+    who = contest(features, metric=metric, protocol=protocol, multi_query=multi_query)
+    return _plan(who, sweep, single_shot, max_memory, None)
+
+
+def _plan(
+    who: Contest,
+    sweep: Sequence[RerankParams],
+    single_shot: SingleShot | None,
+    max_memory: int | None,
+    block_queries: int | None,
+) -> MemoryPlan:
+    num_query, num_gallery, length = len(who.query), len(who.gallery), who.gallery.num_features
+    queries = block_queries or min(_BLOCK_QUERIES, max(num_query, 1))
+    gallery = max(1, min(num_gallery, _BLOCK_BYTES // (4 * length)))
+    while True:
+        needed, in_memory = _needed(who, sweep, single_shot, queries, gallery)
+        if max_memory is None or needed <= max_memory:
+            return MemoryPlan(queries, gallery, needed, in_memory)
+        if queries <= 8 and gallery <= 1024:
+            raise RankingError(
+                f"memory: needs about {_bytes_text(needed)} even in small blocks ({_bytes_text(in_memory)} of them "
+                f"features), the limit is {_bytes_text(max_memory)}; raise --max-memory"
+                + (", or map the features from an uncompressed file" if in_memory > max_memory / 2 else "")
+            )
+        # Whichever block is the larger share is halved.
+        if gallery > 1024 and (queries <= 8 or gallery * length > 2 * queries * gallery):
+            gallery = max(1024, gallery // 2)
+        else:
+            queries = max(8, queries // 2)
+
+
+def _needed(
+    who: Contest, sweep: Sequence[RerankParams], single_shot: SingleShot | None, queries: int, gallery: int
+) -> tuple[int, int]:
+    """Bytes that the whole program needs at its peak, and those of them that are the features."""
+    num_query, num_gallery, length = len(who.query), len(who.gallery), who.gallery.num_features
+    stored = who.features.features
+    in_memory = 0 if is_mapped(stored) else stored.nbytes
+    labels = 100 * len(who.features) + 60 * num_gallery + 100 * len(who.answers.rows)
+    pooled = 4 * num_query * length if who.multi_query is not None else 0
+    # Vectors as stored and as compared, rough distances and their scratch, and pairs in float64.
+    ranking = 8 * gallery * length + 16 * queries * length + 9 * queries * gallery + 48 * 2048 * length
+    if single_shot is not None:
+        ranking = max(ranking, 12 * queries * num_gallery + 24 * 4096 * length)
+    reranking = 0
+    if sweep:
+        num_points = num_gallery if who.leaves_one_out else num_query + num_gallery
+        reranking = memory_of_reranking(num_points, num_gallery, length, sweep, queries)
+    return _PROGRAM_BYTES + in_memory + labels + pooled + max(ranking, reranking), in_memory
+
+
+def _bytes_text(number: float) -> str:
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+
+
+# --- who is ranked --------------------------------------------------------------------------------------------------
+
+
+def _rows_of(features: ReidFeatures, protocol: ProtocolName) -> tuple[np.ndarray, np.ndarray, int]:
+    """Rows of the queries and of the gallery without junk, and how many junk crops there were."""
+    is_query, is_gallery = features.splits == "query", features.splits == "gallery"
+    if protocol == "leave-one-out":
+        ranked = is_query | is_gallery
+        if not ranked.any():
+            raise RankingError(f"features: no pictures to rank; {_found_splits(features)}")
+        junk = ranked & (features.pids == -1)
+        gallery_rows = np.flatnonzero(ranked & ~junk)
+        return np.flatnonzero(ranked & ~junk & ~_is_distractor(features)), gallery_rows, int(junk.sum())
+    for name, rows in (("query", is_query), ("gallery", is_gallery)):
+        if not rows.any():
+            raise RankingError(f"features: no {name} pictures; {_found_splits(features)}")
+    query_rows = np.flatnonzero(is_query)
+    _refuse_junk_queries(features.pids[query_rows])
+    junk = is_gallery & (features.pids == -1)
+    gallery_rows = np.flatnonzero(is_gallery & ~junk)
+    if not len(gallery_rows):
+        raise RankingError(f"features: all {junk.sum()} gallery pictures are junk (pid -1), nothing is left to rank")
+    return query_rows, gallery_rows, int(junk.sum())
+
+
+def _found_splits(features: ReidFeatures) -> str:
+    found = ", ".join(sorted(set(features.splits.tolist()))) or "nothing"
+    return f"found splits {found}, expected query and gallery"
+
+
+def _is_distractor(features: ReidFeatures) -> np.ndarray:
+    """(N,) bool. MSMT17 numbers its people from 0: where a query has pid 0, that is a person and no distractor."""
+    if (features.pids[features.splits == "query"] == 0).any():
+        return np.zeros(len(features), dtype=bool)
+    return features.pids == 0
+
+
+def _refuse_junk_queries(q_pids: np.ndarray) -> None:
     junk_queries = np.flatnonzero(q_pids < 0)
     if len(junk_queries):
         raise RankingError(
             f"query row {junk_queries[0]} has pid {q_pids[junk_queries[0]]}: a junk crop cannot be searched for "
             f"({len(junk_queries)} such queries); take them out of the query split"
         )
-    by_pid = np.argsort(g_pids, kind="stable")
-    first_mate = np.searchsorted(g_pids[by_pid], q_pids, "left")
-    last_mate = np.searchsorted(g_pids[by_pid], q_pids, "right")
-    is_mate = np.zeros(len(g_pids), dtype=bool)
-
-    num_query = len(q_pids)
-    places: list[np.ndarray] = []
-    num_same_camera = np.zeros(num_query, dtype=np.int64)
-    tied = np.zeros(num_query, dtype=bool)
-    with progress(what, num_query) as bar:
-        for block in blocks:
-            for distances in block:
-                q = len(places)
-                mates = by_pid[first_mate[q] : last_mate[q]]  # the query's identity, in gallery order
-                same_camera = (g_camids[mates] == q_camids[q]) & (q_camids[q] != -1)
-                good = mates[~same_camera]
-                num_same_camera[q] = same_camera.sum()
-                is_mate[mates] = True
-                hits, tied[q] = _places_of_hits(distances, good, is_mate)
-                is_mate[mates] = False
-                places.append(hits)
-            bar.advance(len(block))
-    if not any(len(hits) for hits in places):
-        raise RankingError(_why_no_valid_query(q_pids, g_pids, num_same_camera))
-    return _scores_from_places(places, num_same_camera, tied)
 
 
-def _places_of_hits(distances: np.ndarray, good: np.ndarray, is_mate: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Places, from 0 and rising, of the right answers among all that count; and whether a wrong one ties with them.
+def _some_rows(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[start : start + _VECTORS] for start in range(0, len(rows), _VECTORS))
 
-    Counts instead of sorting: only wrong answers as near as the last right one matter, and each of them only has to
-    find its place among the few right ones.
 
-    Shapes:
-        distances  (G,)  of one query
-        good       (n,)  the right answers, rising
-        is_mate    (G,)  bool, has the query's identity: right, or left out because of its camera
+def _refuse_zeros(features: ReidFeatures, rows: np.ndarray, name: str) -> None:
+    zero = np.concatenate([some[~features.features[some].any(axis=1)] for some in _some_rows(rows)])
+    if len(zero):
+        raise RankingError(
+            f"features: {len(zero)} {name} vectors are zero, the first is {features.paths[zero[0]]}; they have no "
+            "direction for the cosine; extract these pictures again or use the Euclidean metric"
+        )
+
+
+def _refuse_constant(features: ReidFeatures, rows: np.ndarray) -> None:
+    first = features.features[rows[0]]
+    if len(rows) > 1 and all((features.features[some] == first).all() for some in _some_rows(rows)):
+        raise RankingError(
+            f"features: all {len(rows)} vectors are equal, so nothing can be ranked; the network has collapsed, or its "
+            "input was the same picture; extract again"
+        )
+
+
+def _refuse_other_than_bits(features: ReidFeatures, rows: np.ndarray) -> None:
+    found: set[float] = set()
+    for some in _some_rows(rows):
+        codes = features.features[some]
+        bad = np.flatnonzero(~((codes == 1) | (codes == 0) | (codes == -1)).all(axis=1))
+        if len(bad):
+            code = codes[bad[0]]
+            value = code[(code != 0) & (np.abs(code) != 1)][0]
+            raise RankingError(
+                f"features: found {value:g} in {features.paths[some[bad[0]]]}, expected binary codes of 0 and 1 or of "
+                "-1 and 1 for the Hamming metric; unpack bytes with np.unpackbits"
+            )
+        found |= {value for value in (-1.0, 0.0) if (codes == value).any()}
+    if len(found) == 2:
+        raise RankingError("features: found 0 and -1, expected codes of 0 and 1 or of -1 and 1 for the Hamming metric")
+
+
+def _exponent(vectors: np.ndarray, rows: np.ndarray) -> int:
+    """A power of two for all, which is exact: squared distances then fit a float32, and keep their order."""
+    largest = max(float(np.abs(vectors[some]).max()) for some in _some_rows(rows))
+    return -int(np.frexp(largest)[1])
+
+
+def _all_of(vectors: Vectors) -> np.ndarray:
+    found = np.empty((len(vectors), vectors.num_features), dtype=np.float32)
+    for start in range(0, len(vectors), _VECTORS):
+        found[start : start + _VECTORS] = vectors.take(slice(start, start + _VECTORS))
+    return found
+
+
+# --- scoring --------------------------------------------------------------------------------------------------------
+
+
+def _plain_scores(who: Contest, plan: MemoryPlan) -> tuple[QueryScores, int]:
+    """Scores from rough products, exact where it matters; and the number of queries with a right answer at 0.
+
+    The gallery passes by once, so it may lie on disk; for each part of it all queries are asked.
     """
-    if not len(good):
-        return np.empty(0, dtype=np.int64), False
-    good = good[np.argsort(distances[good], kind="stable")]
-    good_distances = distances[good]
-    near = np.flatnonzero(distances <= good_distances[-1])
-    near = near[~is_mate[near]]  # wrong answers
-    nearer_hits = np.searchsorted(good_distances, distances[near], "left")
-    tied = np.flatnonzero(good_distances[nearer_hits] == distances[near])
-    if len(tied):
-        # Of the hits at the very same distance, those earlier in the gallery come before this wrong answer too.
-        group = np.searchsorted(good_distances, good_distances, "left")
-        keys = group * len(distances) + good  # rising: hits at one distance are in gallery order
-        nearer_hits[tied] = np.searchsorted(keys, nearer_hits[tied] * len(distances) + near[tied])
-    wrong_before = np.cumsum(np.bincount(nearer_hits, minlength=len(good) + 1))[: len(good)]
-    return np.arange(len(good)) + wrong_before, bool(len(tied))
+
+    def exact(queries: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return paired_squared_distances(who.query, queries, who.gallery, columns)
+
+    answers, length = who.answers, who.gallery.num_features
+    num_query, num_gallery = len(who.query), len(who.gallery)
+    counts = PlaceCounts(answers, exact(answers.query_of, answers.rows))
+    binary = who.metric == "hamming"  # sums of ones: no product is rough
+    buffer = np.empty(2 * plan.block_queries * min(plan.block_gallery, num_gallery), dtype=np.float32)
+    with progress("ranking", num_gallery) as bar:
+        for first_column in range(0, num_gallery, plan.block_gallery):
+            columns = who.gallery.take(slice(first_column, first_column + plan.block_gallery))
+            columns_sq = squared_lengths(columns)
+            for first_query in range(0, num_query, plan.block_queries):
+                rows = who.query.take(slice(first_query, first_query + plan.block_queries))
+                rows_sq = squared_lengths(rows)
+                out = buffer[: 2 * len(rows) * len(columns)].reshape(2, len(rows), len(columns))
+                counts.add(
+                    rough_distances(rows, columns, columns_sq.astype(np.float32), out),
+                    first_query=first_query,
+                    first_column=first_column,
+                    less=rows_sq,
+                    error=np.zeros(len(rows)) if binary else rough_error(rows_sq, float(columns_sq.max()), length),
+                    exact=None if binary else exact,
+                )
+            bar.advance(len(columns))
+    num_copies = len(np.unique(answers.query_of[counts.distances == 0]))
+    return scores_from_places(answers, counts.places, counts.tied), num_copies
 
 
-def _scores_from_places(places: list[np.ndarray], num_same_camera: np.ndarray, tied: np.ndarray) -> QueryScores:
-    """The published formulas; every sum runs in the order and the arithmetic of the official program."""
-    num_query = len(places)
-    num_good = np.array([len(hits) for hits in places], dtype=np.int64)
-    query_of = np.repeat(np.arange(num_query), num_good)
-    place = np.concatenate(places)  # r, from 0
-    hit = np.concatenate([np.arange(1, n + 1) for n in num_good])  # i, from 1
-    after = hit * 1.0 / (place + 1)  # precision just after the hit
-    before = np.where(place > 0, (hit - 1) / np.maximum(place, 1), 1.0)  # and just before it
-    recall_step = 1.0 / num_good[query_of]
-    last = np.cumsum(num_good)[num_good > 0] - 1
-    first = last + 1 - num_good[num_good > 0]
+def _scores_of_blocks(
+    blocks: Iterable[Sequence[np.ndarray]],
+    answers: RightAnswers,
+    num_settings: int,
+    *,
+    curves: SingleShotCurves | None,
+    what: str,
+) -> tuple[list[QueryScores], int]:
+    """Score exact distances to the whole gallery: blocks of consecutive queries, one (B, G) per setting.
 
-    valid = num_good > 0
-    ap_hits = np.full(num_query, np.nan)
-    ap_trapezoid = np.full(num_query, np.nan)
-    inp = np.full(num_query, np.nan)
-    first_hit = np.full(num_query, -1, dtype=np.int64)
-    # bincount adds its weights one after another, in order.
-    ap_hits[valid] = np.bincount(query_of, weights=after, minlength=num_query)[valid] / num_good[valid]
-    trapezoids = recall_step * (before + after) / 2
-    ap_trapezoid[valid] = np.bincount(query_of, weights=trapezoids, minlength=num_query)[valid]
-    inp[valid] = num_good[valid] / (place[last] + 1)
-    first_hit[valid] = place[first]
-    return QueryScores(
-        ap_hits=ap_hits,
-        ap_trapezoid=ap_trapezoid,
-        inp=inp,
-        first_hit=first_hit,
-        num_good=num_good,
-        num_same_camera=num_same_camera,
-        tied=tied,
-    )
+    Returns the scores of each setting, and how many queries have a right answer at distance 0 in the first.
+    """
+    counted: list[list[PlaceCounts]] = [[] for _ in range(num_settings)]
+    shots: list[list[np.ndarray]] = [[] for _ in range(num_settings)]
+    start = 0
+    with progress(what, answers.num_query) as bar:
+        for settings in blocks:
+            stop = start + len(settings[0])
+            here = answers.queries(start, stop)
+            for setting, block in enumerate(settings):
+                if curves is not None:
+                    shots[setting] += [curves.curve(start + number, row) for number, row in enumerate(block)]
+                counts = PlaceCounts(here, block[here.query_of, here.rows])
+                counts.add(block)
+                counted[setting].append(counts)
+            bar.advance(stop - start)
+            start = stop
+    scores = [
+        scores_from_places(
+            answers,
+            np.concatenate([counts.places for counts in counted[setting]]),
+            np.concatenate([counts.tied for counts in counted[setting]]),
+            np.stack(shots[setting]) if curves is not None else None,
+        )
+        for setting in range(num_settings)
+    ]
+    num_copies = sum(len(np.unique(counts.answers.query_of[counts.distances == 0])) for counts in counted[0])
+    return scores, num_copies
 
 
-def _why_no_valid_query(q_pids: np.ndarray, g_pids: np.ndarray, num_same_camera: np.ndarray) -> str:
+def _why_no_valid_query(
+    q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray, answers: RightAnswers
+) -> str:
     shared = len(np.intersect1d(q_pids, g_pids))
     message = f"no query has a right answer: query and gallery share {_count(shared, 'identity', 'identities')}"
     if not shared:
-        return f"{message}; expected the same people in both; are the labels of one of them numbered anew?"
+        return (
+            f"{message} (queries: {_ten_of(q_pids)}; gallery: {_ten_of(g_pids)}); expected the same people in both; "
+            "are the labels of one of them numbered anew?"
+        )
     return (
-        f"{message}, all of them only in the query's own camera ({num_same_camera.sum()} images left out); expected a "
-        "second camera; set camids to -1 if the cameras are not known"
+        f"{message}, all of them only in the query's own camera ({answers.num_left_out.sum()} images left out; cameras "
+        f"of the queries: {_ten_of(q_camids)}; of the gallery: {_ten_of(g_camids)}); expected a second camera; set "
+        "camids to -1 if the cameras are not known, or rank with the protocol no-camera"
+    )
+
+
+def _ten_of(numbers: np.ndarray) -> str:
+    found = np.unique(numbers)
+    return ", ".join(map(str, found[:10])) + (f", ... ({len(found)})" if len(found) > 10 else "")
+
+
+def _misread_cameras(features: ReidFeatures, rows: np.ndarray) -> str:
+    """A hint if file names tell of other cameras than the labels do, else nothing."""
+    named = [(row, match[1]) for row in rows if (match := re.search(r"_c(\d+)", features.paths[row]))]
+    wrong = [(row, camera) for row, camera in named if int(camera) != features.camids[row]]
+    if not wrong or len({camera for _, camera in named}) < 2:
+        return ""
+    row, camera = wrong[0]
+    return (
+        f"; cameras may be misread: {features.paths[row]} has camera {camera} in its name and camid "
+        f"{features.camids[row]} in the file"
     )
 
 
 def _scores_json(scores: QueryScores) -> dict[str, Any]:
+    curve = scores.single_shot_cmc
     return {
         "map_hits": scores.map_hits,
         "map_trapezoid": scores.map_trapezoid,
+        "map_trapezoid_of_all_queries": scores.map_trapezoid_of_all,
         "minp": scores.minp,
         **{f"rank{k}": scores.rank_at(k) for k in REPORTED_RANKS},
         "cmc": scores.cmc.tolist(),
+        **({} if curve is None else {"single_shot_cmc": curve.tolist()}),
         "queries_with_ties": int(scores.tied.sum()),
     }
 
 
-def _params_json(params: RerankParams) -> dict[str, float]:
-    return {"k1": params.k1, "k2": params.k2, "lambda": params.lambda_}
+def _params_json(params: RerankParams) -> dict[str, float | str]:
+    return {"k1": params.k1, "k2": params.k2, "lambda": params.lambda_, "distance": params.distance}
 
 
-def _rerank_sentence(params: RerankParams) -> str:
+def _single_shot_json(how: SingleShot) -> dict[str, int | str]:
+    if how.repetitions is None:
+        return {"repetitions": "expected value"}
+    return {"repetitions": how.repetitions, "seed": how.seed}
+
+
+def _single_shot_sentence(how: SingleShot) -> str:
+    drawn = "expected value" if how.repetitions is None else f"mean of {how.repetitions} draws, seed {how.seed}"
+    return f"Single shot: one picture of each identity in the gallery ({drawn})."
+
+
+def rerank_sentence(params: RerankParams) -> str:
+    """What the re-ranked numbers were re-ranked by."""
+    entering = {"squared": "squared distances", "quartic": "distances to the fourth power", "raw": "plain distances"}
     return (
         f"Re-ranked by k-reciprocal neighbours among queries and gallery (k1={params.k1}, k2={params.k2}, "
-        f"lambda={params.lambda_:g}, squared distances)."
+        f"lambda={params.lambda_:g}, {entering[params.distance]})."
     )
 
 

@@ -2,28 +2,43 @@
 
 Zhong et al., "Re-ranking person re-identification with k-reciprocal encoding", CVPR 2017. Two pictures are close when
 they are close to the same pictures. Query and gallery together are N points; what enters is their *squared* Euclidean
-distance, as in the authors' program. Points are kept as rows of neighbours (N x (k1 + 1)) and as sparse encodings, and
-distances are taken in blocks of rows, so memory grows with N and not with N x N. Weights are float32 and are summed in
-the authors' order, so the same distances give their result to the last bit.
+distance, as in the authors' program, or one of the two variants that other programs have (`RerankParams.distance`).
+Points are kept as rows of neighbours (N x (k1 + 1)) and as sparse encodings, and distances are taken in blocks of rows,
+so memory grows with N and not with N x N. Weights are float32 and are summed in the authors' order, so the same
+distances give their result to the last bit.
 
     distance = rerank(query, gallery, RerankParams(k1=20, k2=6, lambda_=0.3))    # (Q, G) float32
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array, csr_array, vstack
 
-from reid_eval.distances import paired_squared_distances, squared_distances
+from reid_eval.distances import (
+    ArrayVectors,
+    paired_squared_distances,
+    rough_distances,
+    rough_error,
+    squared_distances_to,
+    squared_lengths,
+)
 from reid_eval.errors import ReidError
 from reid_eval.progress import progress
 
 _BLOCK_ROWS = 256
+_SET_ROWS = 8192
+
+# Entries of an averaged encoding as a share of (k1 + 1) x k2: neighbours have neighbours in common.
+_ENCODED_SHARE = 1.0
+
+Entering = Literal["squared", "quartic", "raw"]
+ENTERING: tuple[Entering, ...] = ("squared", "quartic", "raw")
 
 
 class RerankError(ReidError):
@@ -32,11 +47,16 @@ class RerankError(ReidError):
 
 @dataclass(frozen=True)
 class RerankParams:
-    """k1 neighbours must be mutual, k2 neighbours are averaged, lambda_ is the share of the original distance."""
+    """k1 neighbours must be mutual, k2 neighbours are averaged, lambda_ is the share of the original distance.
+
+    `distance` says which power of the Euclidean distance enters: "squared" as in the authors' program and MGN-pytorch,
+    "quartic" as in torchreid and layumi's scripts, which square once more, or "raw".
+    """
 
     k1: int = 20
     k2: int = 6
     lambda_: float = 0.3
+    distance: Entering = "squared"
 
     def __post_init__(self) -> None:
         if self.k1 < 1:
@@ -45,15 +65,24 @@ class RerankParams:
             raise RerankError(f"re-ranking: k2 must lie between 1 and k1 + 1 = {self.k1 + 1}, got {self.k2}")
         if not 0 <= self.lambda_ <= 1:
             raise RerankError(f"re-ranking: lambda must lie between 0 and 1, got {self.lambda_}")
+        if self.distance not in ENTERING:
+            raise RerankError(f"re-ranking: distance must be one of {', '.join(ENTERING)}, got {self.distance!r}")
 
 
 class PointDistances(Protocol):
-    """Squared distances among N points, as float32, a block of rows or a list of pairs at a time."""
+    """Squared distances among N points, as float32: a block of rows or a list of pairs at a time."""
 
     num_points: int
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Distances (B, N) from points `start` to `stop` to all points."""
+    def rough(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Something (B, N) that ranks as the distances from points `start` to `stop` do, and how far it can be off.
+
+        The second (B,) is the largest difference to the distances less some number of each row. The block may be
+        overwritten by the next call.
+        """
+
+    def rows(self, points: np.ndarray, first: int) -> np.ndarray:
+        """Distances (B, N - first) from these points to all points from number `first` on."""
 
     def pairs(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Distances (M,) between points `first[m]` and `second[m]`."""
@@ -63,14 +92,25 @@ class FeatureDistances:
     """Distances of points (N, D) computed when they are asked for."""
 
     def __init__(self, points: np.ndarray) -> None:
-        self.points = points
+        self.points = ArrayVectors(points)
         self.num_points = len(points)
+        lengths_sq = squared_lengths(points)
+        self.lengths_sq = lengths_sq.astype(np.float32)
+        self.error = rough_error(lengths_sq, float(lengths_sq.max(initial=0)), points.shape[1])
+        self.block = np.empty((2, 0, len(points)), dtype=np.float32)
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return squared_distances(self.points[start:stop], self.points)
+    def rough(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        points = self.points.array
+        if self.block.shape[1] < stop - start:
+            self.block = np.empty((2, stop - start, self.num_points), dtype=np.float32)
+        block = rough_distances(points[start:stop], points, self.lengths_sq, self.block[:, : stop - start])
+        return block, self.error[start:stop]
+
+    def rows(self, points: np.ndarray, first: int) -> np.ndarray:
+        return squared_distances_to(self.points.take(points), self.points, first)
 
     def pairs(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return paired_squared_distances(self.points, first, second)
+        return paired_squared_distances(self.points, first, self.points, second)
 
 
 class MatrixDistances:
@@ -84,8 +124,11 @@ class MatrixDistances:
         self.distance_sq = by_point * by_point
         self.num_points = len(by_point)
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return self.distance_sq[start:stop]
+    def rough(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.distance_sq[start:stop], np.zeros(stop - start)
+
+    def rows(self, points: np.ndarray, first: int) -> np.ndarray:
+        return self.distance_sq[points, first:]
 
     def pairs(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return self.distance_sq[first, second]
@@ -113,57 +156,125 @@ def reranked_blocks(
 
     Neighbours and encodings are ready when this returns; the blocks are computed as they are asked for.
     """
+    queries = np.arange(num_query)
+    blocks = swept_blocks(distances, queries, [params], first_gallery=num_query, block_rows=block_rows)
+    return (block for (block,) in blocks)
+
+
+def swept_blocks(
+    distances: PointDistances,
+    queries: np.ndarray,
+    sweep: Sequence[RerankParams],
+    *,
+    first_gallery: int,
+    block_rows: int = _BLOCK_ROWS,
+) -> Iterator[list[np.ndarray]]:
+    """Re-ranked distances under several settings: for each block of the queries one (B, G) per setting.
+
+    `queries` (Q,) are points; the gallery is all points from `first_gallery` on. Neighbours are found once, for the
+    largest k1. The blocks may be overwritten.
+    """
     num_points = distances.num_points
-    if params.k1 >= num_points:
+    k1 = max(params.k1 for params in sweep)
+    if k1 >= num_points:
         raise RerankError(
-            f"re-ranking: k1 = {params.k1} needs more than {params.k1} pictures in query and gallery together, found "
+            f"re-ranking: k1 = {k1} needs more than {k1} pictures in query and gallery together, found "
             f"{num_points}; use k1 = {num_points - 1} or less"
         )
-    neighbours, farthest_sq = _nearest(distances, params.k1 + 1, block_rows)
-    members = _expanded_reciprocal_sets(neighbours, params.k1)
-    encoding = _encode(distances, members, farthest_sq)
-    if params.k2 > 1:
-        encoding = _average_over(neighbours[:, : params.k2], encoding)
-    return _blocks(distances, num_query, params.lambda_, encoding, farthest_sq, block_rows)
+    neighbours, farthest_sq = _nearest(distances, k1 + 1, block_rows)
+    encodings = _encodings(distances, neighbours, farthest_sq, sweep)
+    columns = {key: encoding[first_gallery:].tocsc() for key, encoding in encodings.items()}
+    return _swept_blocks(distances, queries, sweep, first_gallery, encodings, columns, farthest_sq, block_rows)
 
 
-def _blocks(
+_Key = tuple[int, int, Entering]
+
+
+def _key(params: RerankParams) -> _Key:
+    """What decides the encoding; lambda does not."""
+    return params.k1, params.k2, params.distance
+
+
+def _encodings(
+    distances: PointDistances, neighbours: np.ndarray, farthest_sq: np.ndarray, sweep: Sequence[RerankParams]
+) -> dict[_Key, csr_array]:
+    encodings: dict[_Key, csr_array] = {}
+    before_averaging: dict[tuple[int, Entering], csr_array] = {}
+    for params in sweep:
+        half = (params.k1, params.distance)
+        if half not in before_averaging:
+            members = _expanded_reciprocal_sets(neighbours[:, : params.k1 + 1], params.k1)
+            before_averaging[half] = _encode(distances, members, farthest_sq, params.distance)
+        if _key(params) not in encodings:
+            encoding = before_averaging[half]
+            encodings[_key(params)] = _average_over(neighbours[:, : params.k2], encoding) if params.k2 > 1 else encoding
+    return encodings
+
+
+def _swept_blocks(
     distances: PointDistances,
-    num_query: int,
-    lambda_: float,
-    encoding: csr_array,
+    queries: np.ndarray,
+    sweep: Sequence[RerankParams],
+    first_gallery: int,
+    encodings: dict[_Key, csr_array],
+    columns: dict[_Key, csc_array],
     farthest_sq: np.ndarray,
     block_rows: int,
-) -> Iterator[np.ndarray]:
-    gallery_columns = encoding[num_query:].tocsc()
-    for start in range(0, num_query, block_rows):
-        stop = min(start + block_rows, num_query)
-        original = distances.rows(start, stop)[:, num_query:] / farthest_sq[start:stop, None]  # (B, G)
-        shared = np.stack([_shared_weight(encoding, row, gallery_columns) for row in range(start, stop)])
-        # Rows of the encoding sum to 1, so the weight in the union is 2 minus the weight in the intersection.
-        jaccard = 1 - shared / (2 - shared)
-        yield (1 - lambda_) * jaccard + lambda_ * original
+) -> Iterator[list[np.ndarray]]:
+    for start in range(0, len(queries), block_rows):
+        points = queries[start : start + block_rows]
+        distance_sq = distances.rows(points, first_gallery)  # (B, G)
+        original = {
+            entering: _entered(distance_sq, entering) / _entered(farthest_sq[points], entering)[:, None]
+            for entering in {params.distance for params in sweep}
+        }
+        jaccard = {}
+        for key, encoding in encodings.items():
+            shared = np.stack([_shared_weight(encoding, point, columns[key]) for point in points])
+            # Rows of the encoding sum to 1, so the weight in the union is 2 minus the weight in the intersection.
+            jaccard[key] = 1 - shared / (2 - shared)
+        yield [
+            (1 - params.lambda_) * jaccard[_key(params)] + params.lambda_ * original[params.distance]
+            for params in sweep
+        ]
+
+
+def _entered(distance_sq: np.ndarray, entering: Entering) -> np.ndarray:
+    match entering:
+        case "squared":
+            return distance_sq
+        case "quartic":
+            return distance_sq * distance_sq
+        case "raw":
+            return np.sqrt(distance_sq)
 
 
 def _nearest(distances: PointDistances, count: int, block_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` nearest points of each point, itself normally first, and its largest squared distance.
 
-    Shapes: (N, count) int64, equal distances in the order of the points; (N,) float32, 1 where all distances are 0.
+    Rough distances choose the candidates, so generously that none can be missed, and exact ones decide.
+
+    Shapes: (N, count) int32, equal distances in the order of the points; (N,) float32, 1 where all distances are 0.
     """
     num_points = distances.num_points
-    neighbours = np.empty((num_points, count), dtype=np.int64)
+    neighbours = np.empty((num_points, count), dtype=np.int32)
     farthest_sq = np.empty(num_points, dtype=np.float32)
     with progress("re-ranking: neighbours", num_points) as bar:
         for start in range(0, num_points, block_rows):
             stop = min(start + block_rows, num_points)
-            distance_sq = distances.rows(start, stop)
-            farthest_sq[start:stop] = distance_sq.max(axis=1)
-            # The bits of a non-negative float32 sort like its value. With the point's number below them every key is
-            # different, so a partial sort finds exactly the neighbours that a full stable sort would.
-            bits = np.ascontiguousarray(distance_sq).view(np.uint32).astype(np.uint64)
-            keys = (bits << np.uint64(32)) | np.arange(num_points, dtype=np.uint64)
-            nearest = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1)
-            neighbours[start:stop] = (nearest & np.uint64(0xFFFFFFFF)).astype(np.int64)
+            block, error = distances.rough(start, stop)
+            margin = (2 * error).astype(np.float32)
+
+            last = np.partition(block, count - 1, axis=1)[:, count - 1]
+            rows, columns = np.nonzero(block <= (last + margin)[:, None])
+            distance_sq = distances.pairs(start + rows, columns)
+            order = np.lexsort((columns, distance_sq, rows))
+            first = np.searchsorted(rows, np.arange(stop - start))
+            neighbours[start:stop] = columns[order[first[:, None] + np.arange(count)]]
+
+            rows, columns = np.nonzero(block >= (block.max(axis=1) - margin)[:, None])
+            first = np.searchsorted(rows, np.arange(stop - start))
+            farthest_sq[start:stop] = np.maximum.reduceat(distances.pairs(start + rows, columns), first)
             bar.advance(stop - start)
     return neighbours, np.where(farthest_sq > 0, farthest_sq, np.float32(1))
 
@@ -176,13 +287,18 @@ def _expanded_reciprocal_sets(neighbours: np.ndarray, k1: int) -> csr_array:
     """
     mutual = _mutual(neighbours)
     half_mutual = _mutual(neighbours[:, : round(k1 / 2) + 1])  # round half to even, as the authors' np.around
+    half_transposed = half_mutual.T.tocsr()
     half_size = half_mutual.sum(axis=1)
-    common = (mutual @ half_mutual.T).multiply(mutual).tocoo()  # |H(j) and R(i)| for j in R(i)
-    fits = 3 * common.data > 2 * half_size[common.col]
-    invited = csr_array((common.data[fits], (common.row[fits], common.col[fits])), shape=mutual.shape)
-    expanded = (mutual + invited @ half_mutual).tocsr()
-    expanded.sort_indices()
-    return expanded
+    expanded = []
+    for start in range(0, len(neighbours), _SET_ROWS):
+        some = mutual[start : start + _SET_ROWS]
+        common = (some @ half_transposed).multiply(some).tocoo()  # |H(j) and R(i)| for j in R(i)
+        fits = 3 * common.data > 2 * half_size[common.col]
+        invited = csr_array((common.data[fits], (common.row[fits], common.col[fits])), shape=some.shape)
+        expanded.append(some + invited @ half_mutual)
+    members = vstack(expanded, format="csr")
+    members.sort_indices()
+    return members
 
 
 def _mutual(neighbours: np.ndarray) -> csr_array:
@@ -198,10 +314,13 @@ def _from_lists(lists: np.ndarray, dtype: type) -> csr_array:
     return csr_array((np.ones(lists.size, dtype=dtype), lists.ravel(), starts), shape=(num_points, num_points))
 
 
-def _encode(distances: PointDistances, members: csr_array, farthest_sq: np.ndarray) -> csr_array:
+def _encode(
+    distances: PointDistances, members: csr_array, farthest_sq: np.ndarray, entering: Entering = "squared"
+) -> csr_array:
     """Weight exp(-distance) for the members of each row, distances as shares of the row's largest; rows sum to 1."""
     rows = np.repeat(np.arange(members.shape[0]), np.diff(members.indptr))
-    weights = np.exp(-distances.pairs(rows, members.indices) / farthest_sq[rows])
+    entered = _entered(distances.pairs(rows, members.indices), entering)
+    weights = np.exp(-entered / _entered(farthest_sq, entering)[rows])
     totals = np.array([weights[start:stop].sum() for start, stop in pairwise(members.indptr)], dtype=np.float32)
     return csr_array((weights / totals[rows], members.indices, members.indptr), shape=members.shape)
 
@@ -225,3 +344,16 @@ def _shared_weight(encoding: csr_array, row: int, gallery_columns: csr_array) ->
     shared = np.zeros(columns.shape[0], dtype=np.float32)
     np.add.at(shared, columns.indices, np.minimum(columns.data, own))
     return shared
+
+
+def memory_of_reranking(
+    num_points: int, num_gallery: int, num_features: int, sweep: Sequence[RerankParams], block_rows: int
+) -> int:
+    """Bytes that `swept_blocks` on features needs at its peak, about: encodings grow with the data."""
+    count = max(params.k1 for params in sweep) + 1
+    encodings = sum(_ENCODED_SHARE * (k1 + 1) * k2 * 16 for k1, k2, _ in {_key(params) for params in sweep})
+    sets = 12 * 8 * count
+    neighbours = block_rows * num_points * 13
+    final = block_rows * num_gallery * 4 * (4 + 3 * len(sweep)) + 3 * 8 * 4096 * num_features
+    per_point = 4 * num_features + 4 * count + encodings + sets
+    return int(num_points * per_point + max(neighbours, final) + 48 * 2048 * num_features)
