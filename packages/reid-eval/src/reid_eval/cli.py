@@ -5,8 +5,10 @@ Results go to stdout, progress and remarks to stderr. Heavy imports wait until a
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import rich_click as click
 
@@ -26,15 +28,69 @@ def main() -> None:
     """Measure person re-identification and person-image generation."""
 
 
+class MemorySize(click.ParamType):
+    """500M, 8G, 8GiB: bytes, counted in powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([MGT])(?:i?B)?", value, re.IGNORECASE)
+        if match is None:
+            self.fail(f"found {value!r}, expected a number and M, G or T, such as 500M or 8G", param, ctx)
+        return int(float(match[1]) * 1024 ** {"M": 2, "G": 3, "T": 4}[match[2].upper()])
+
+
+class SweptValues(click.ParamType):
+    """k1=10,20: a setting of re-ranking and the values it takes."""
+
+    name = "name=values"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, list[float]]:
+        if isinstance(value, tuple):
+            return value
+        name, _, texts = value.partition("=")
+        number = {"k1": int, "k2": int, "lambda": float}.get(name)
+        if number is None:
+            self.fail(f"found {value!r}, expected k1=, k2= or lambda= and values, such as k1=10,20,30", param, ctx)
+        try:
+            return name, [number(text) for text in texts.split(",")]
+        except ValueError:
+            self.fail(f"found {texts!r} for {name}, expected numbers with commas between them", param, ctx)
+
+
 @main.command()
-@click.option("--features", "features_file", required=True, type=_PATH, help="Feature file (.npz) to score.")
+@click.option(
+    "--features",
+    "features_file",
+    type=_PATH,
+    help="Feature file: our .npz, or .npz, .mat, .pt of other programs; see docs/evaluation.md.",
+)
+@click.option("--query", "query_file", type=_PATH, help="In place of --features: .npy with the query vectors.")
+@click.option("--gallery", "gallery_file", type=_PATH, help="... .npy with the gallery vectors.")
+@click.option("--labels", "labels_file", type=_PATH, help="... .csv with the columns split, pid, camid, path.")
 @click.option(
     "--metric",
-    type=click.Choice(["cosine", "euclidean"]),
+    type=click.Choice(["cosine", "euclidean", "hamming"]),
     default="cosine",
     show_default=True,
-    help="Compare directions, or the vectors as stored.",
+    help="Compare directions, the vectors as stored, or binary codes.",
 )
+@click.option(
+    "--protocol",
+    type=click.Choice(["cross-camera", "no-camera", "leave-one-out"]),
+    default="cross-camera",
+    show_default=True,
+    help="Left out for a query: its identity in its camera, nothing, or only its own picture.",
+)
+@click.option(
+    "--multi-query", type=click.Choice(["mean", "max"]), help="Pool the query with its same-camera pictures, and how."
+)
+@click.option("--multi-query-features", type=_PATH, help="File with those pictures (mquery_f ...), if a separate one.")
+@click.option("--single-shot", is_flag=True, help="Also the match with one picture per identity (CUHK03 classic).")
+@click.option("--repetitions", type=click.IntRange(min=1), help="Single shot: draw so often, not the expected value.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Single shot: of the draws.")
 @click.option(
     "--rerank/--no-rerank", "with_rerank", default=False, show_default=True, help="Show re-ranked numbers too."
 )
@@ -43,32 +99,96 @@ def main() -> None:
 @click.option(
     "--lambda", "lambda_", type=float, default=0.3, show_default=True, help="Re-ranking: share of the plain distance."
 )
+@click.option(
+    "--rerank-distance",
+    type=click.Choice(["squared", "quartic", "raw"]),
+    default="squared",
+    show_default=True,
+    help="Re-ranking: the power that enters; squared is the authors' and MGN's, quartic torchreid's and layumi's.",
+)
+@click.option(
+    "--sweep", type=SweptValues(), multiple=True, help="Re-rank with every combination: k1=10,20 (k2=, lambda=, too)."
+)
+@click.option("--max-memory", type=MemorySize(), help="Do with so much memory, such as 8G, or say what is needed.")
+@click.option("--csv", "csv_file", type=_PATH, help="Also write a line per query.")
+@click.option("--details", is_flag=True, help="Also print camera pairs, worst queries, confused people, likely errors.")
 @click.option("--out", type=_PATH, help="Also write one metric file per number into this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--card", is_flag=True, help="Print only how the numbers come about, as JSON.")
 def rank(
-    features_file: Path,
-    metric: Literal["cosine", "euclidean"],
+    features_file: Path | None,
+    query_file: Path | None,
+    gallery_file: Path | None,
+    labels_file: Path | None,
+    metric: Literal["cosine", "euclidean", "hamming"],
+    protocol: Literal["cross-camera", "no-camera", "leave-one-out"],
+    multi_query: Literal["mean", "max"] | None,
+    multi_query_features: Path | None,
+    single_shot: bool,
+    repetitions: int | None,
+    seed: int,
     with_rerank: bool,
     k1: int,
     k2: int,
     lambda_: float,
+    rerank_distance: Literal["squared", "quartic", "raw"],
+    sweep: tuple[tuple[str, list[float]], ...],
+    max_memory: int | None,
+    csv_file: Path | None,
+    details: bool,
     out: Path | None,
     as_json: bool,
+    card: bool,
 ) -> None:
     """Print mAP (both published forms), mINP and CMC of a feature file, plain and, if asked, re-ranked beside it.
 
     \b
     Example:
       reid-eval rank --features runs/teacher/features.npz --rerank
+      reid-eval rank --features pytorch_result.mat --sweep k1=10,20,30 --sweep lambda=0.1,0.3 --max-memory 8G
     """
+    separate = [query_file, gallery_file, labels_file]
+    if any(separate) == (features_file is not None) or (any(separate) and not all(separate)):
+        raise click.UsageError("name the vectors by --features, or by --query, --gallery and --labels together")
     with user_errors():
         from reid_eval import ranking
-        from reid_eval.features import ReidFeatures
-        from reid_eval.rerank import RerankParams
+        from reid_eval.details import details_of
+        from reid_eval.files import write_text
+        from reid_eval.foreign import load_features, load_features_and_labels
+        from reid_eval.rerank import RerankParams, params_grid
+        from reid_eval.scores import SingleShot
 
-        params = RerankParams(k1=k1, k2=k2, lambda_=lambda_) if with_rerank else None
-        report = ranking.rank(ReidFeatures.load(features_file), rerank=params, metric=metric)
-        click.echo(report.to_json() if as_json else report.to_text())
+        if query_file is not None and gallery_file is not None and labels_file is not None:
+            features = load_features_and_labels(query_file, gallery_file, labels_file)
+        elif features_file is not None:
+            features = load_features(features_file, multi_query=multi_query_features)
+        one = RerankParams(k1=k1, k2=k2, lambda_=lambda_, distance=rerank_distance)
+        grid = params_grid(one, dict(sweep)) if sweep else [one] if with_rerank else []
+        shot = SingleShot(repetitions, seed) if single_shot or repetitions is not None else None
+        how: dict[str, Any] = {
+            "metric": metric,
+            "protocol": protocol,
+            "multi_query": multi_query,
+            "single_shot": shot,
+            "max_memory": max_memory,
+        }
+        click.echo(ranking.plan_memory(features, grid, **how).to_text(), err=True)
+        report, swept = ranking.rank_swept(features, grid, **how)
+        if grid and not sweep:
+            report = report.with_reranked(grid[0], swept[0])
+        if card:
+            click.echo(json.dumps(report.card, indent=2))
+        elif as_json:
+            click.echo(report.to_json(list(zip(grid, swept, strict=True)) if sweep else None))
+        else:
+            click.echo(report.to_text())
+            if sweep:
+                click.echo("\n" + ranking.sweep_text(grid, swept))
+            if details:
+                click.echo("\n" + details_of(features, report).to_text())
+        if csv_file is not None:
+            write_text(csv_file, report.to_csv(features))
+            click.echo(f"wrote {csv_file}", err=True)
         if out is not None:
             results = report.metrics()
             for result in results:

@@ -13,6 +13,7 @@ they can be off; the few that this leaves open are then taken exactly, so speed 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ Metric = Literal["cosine", "euclidean", "hamming"]
 
 # Columns, pairs and vectors taken at a time: enough for a fast product, and a few megabytes of float64.
 _COLUMNS = 4096
-_PAIRS = 2048
+_PAIRS = 128
 _VECTORS = 1024
 
 # Squared distances below this share of |x|^2 + |y|^2 are rounding of the float64 sum: the vectors are the same.
@@ -173,18 +174,25 @@ def squared_distances_to(rows: np.ndarray, columns: Vectors, first: int = 0) -> 
 
 
 def paired_squared_distances(x: Vectors, first: np.ndarray, y: Vectors, second: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances between `x[first[m]]` and `y[second[m]]`.
+    """Squared Euclidean distances between `x[first[m]]` and `y[second[m]]`; fast where `first` repeats itself.
 
     Shapes:
         first, second  (M,)  rows of x and of y
         returns        (M,)  float32, the values `squared_distances` gives for these pairs
     """
     distance_sq = np.empty(len(first), dtype=np.float32)
-    for start in range(0, len(first), _PAIRS):
-        some = slice(start, start + _PAIRS)
-        wide_x, wide_y = (vectors.take(rows[some]).astype(np.float64) for vectors, rows in ((x, first), (y, second)))
-        squares = np.einsum("md,md->m", wide_x, wide_x) + np.einsum("md,md->m", wide_y, wide_y)
-        distance_sq[some] = _combine(squares, np.einsum("md,md->m", wide_x, wide_y))
+    changes = np.flatnonzero(np.diff(first)) + 1
+    for run_start, run_stop in pairwise([0, *changes.tolist(), len(first)]):
+        if run_start == run_stop:
+            continue
+        wide_x = x.take(first[run_start : run_start + 1])[0].astype(np.float64)
+        x_sq = np.einsum("d,d->", wide_x, wide_x)
+        for start in range(run_start, run_stop, _PAIRS):
+            some = slice(start, min(start + _PAIRS, run_stop))
+            wide_y = y.take(second[some]).astype(np.float64)
+            distance_sq[some] = _combine(
+                x_sq + np.einsum("md,md->m", wide_y, wide_y), np.einsum("md,d->m", wide_y, wide_x)
+            )
     return distance_sq
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from reid_eval.errors import ReidError
 from reid_eval.files import atomic_path, fingerprint
 
 FORMAT = 1
+
+# Features of this size stay on the disk until they are needed.
+_MAPPED_BYTES = 256 * 2**20
 
 _ARRAYS = ("features", "pids", "camids", "splits", "paths")
 
@@ -130,9 +133,8 @@ class ReidFeatures:
     @property
     def fingerprint(self) -> str:
         """A short hash of vectors, identities, cameras and splits; paths and meta do not count."""
-        numbers = (
-            memoryview(np.ascontiguousarray(array)).cast("B") for array in (self.features, self.pids, self.camids)
-        )
+        arrays = (self.features, self.pids, self.camids)
+        numbers = (np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays)
         return fingerprint([*numbers, "\n".join(self.splits.tolist())])
 
     def save(self, file: Path | str) -> None:
@@ -148,7 +150,11 @@ class ReidFeatures:
         Raises:
             FeatureFileError: the file is missing, damaged, no feature file, or of a format we do not know.
         """
-        arrays = _arrays_of(file)
+        return ReidFeatures.from_arrays(arrays_of_npz(file), file)
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, np.ndarray], file: Path | str) -> ReidFeatures:
+        """Features from the arrays of a feature file, which `file` names in messages."""
         missing = [name for name in ("format", *_ARRAYS, "meta") if name not in arrays]
         if missing:
             found = _some_of(sorted(arrays)) or "no named arrays"
@@ -169,6 +175,31 @@ class ReidFeatures:
             raise FeatureFileError(f"{file}: {error}") from None
 
 
+def _mapped_features(file: Path) -> dict[str, np.ndarray]:
+    """The array "features" of a .npz, mapped from the disk if large and not compressed; its checksum is tested."""
+    with zipfile.ZipFile(file) as archive:
+        entry = next((entry for entry in archive.infolist() if entry.filename == "features.npy"), None)
+        if entry is None or entry.compress_type != zipfile.ZIP_STORED or entry.file_size < _MAPPED_BYTES:
+            return {}
+        with archive.open(entry) as content:
+            version = np.lib.format.read_magic(content)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, in_columns, dtype = read_header(content)
+            start = content.tell()
+            while content.read(1 << 20):  # to the end, where the checksum is compared
+                pass
+        with file.open("rb") as stream:
+            stream.seek(entry.header_offset + 26)  # the lengths of the name and of the extra field of this entry
+            name_length, extra_length = (int.from_bytes(stream.read(2), "little") for _ in range(2))
+    offset = entry.header_offset + 30 + name_length + extra_length + start
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded")
+    order: Any = "F" if in_columns else "C"
+    return {"features": np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape, order=order)}
+
+
 def is_mapped(array: np.ndarray) -> bool:
     """Whether the numbers lie in a file and come into memory as they are needed."""
     owner: Any = array
@@ -186,7 +217,7 @@ def _rows_not_finite(features: np.ndarray) -> np.ndarray:
     return np.concatenate(bad) if bad else np.empty(0, dtype=np.int64)
 
 
-def _arrays_of(file: Path | str) -> dict[str, np.ndarray]:
+def arrays_of_npz(file: Path | str) -> dict[str, np.ndarray]:
     """The arrays of a .npz file by name."""
     try:
         with open(file, "rb") as stream:
@@ -198,7 +229,10 @@ def _arrays_of(file: Path | str) -> dict[str, np.ndarray]:
                 )
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as archive:
-                return {name: array for name, array in archive.items() if isinstance(array, np.ndarray)}
+                mapped = _mapped_features(Path(file))
+                names = [name for name in archive.files if name not in mapped]
+                arrays = {name: archive[name] for name in names}
+                return mapped | {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
     except FileNotFoundError:
         raise FeatureFileError(f"{file}: no such feature file; write one with reid-models extract") from None
     except OSError as error:

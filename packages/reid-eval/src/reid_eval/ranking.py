@@ -18,6 +18,8 @@ Equal distances keep the order of the gallery. Average precision is published in
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import platform
 import re
@@ -30,6 +32,7 @@ import scipy
 
 from reid_eval import __version__
 from reid_eval.distances import (
+    ArrayVectors,
     JoinedVectors,
     Metric,
     MetricVectors,
@@ -122,13 +125,41 @@ class RankReport:
             lines.append(f"{label:<17}" + "".join(f"{100 * value:>11.2f}%" for value in values))
         return "\n".join([*lines, "", *self._remarks()])
 
-    def to_json(self) -> str:
-        """One JSON object: fractions 0..1 at full precision, counts and conventions."""
-        scores = {
+    def to_json(self, swept: Sequence[tuple[RerankParams, QueryScores]] | None = None) -> str:
+        """One JSON object: fractions 0..1 at full precision, counts and conventions, and what a sweep gave."""
+        scores: dict[str, Any] = {
             "plain": _scores_json(self.plain),
             "reranked": None if self.reranked is None else _scores_json(self.reranked),
         }
+        if swept is not None:
+            scores["sweep"] = [{**_params_json(params), **_scores_json(found)} for params, found in swept]
         return json.dumps({**scores, **self.card}, indent=2)
+
+    def to_csv(self, features: ReidFeatures) -> str:
+        """A line per query: file, labels, both average precisions, INP, place of the first hit, and the counts."""
+        columns = [("", self.plain)] + ([] if self.reranked is None else [("_rerank", self.reranked)])
+        names = ["path", "pid", "camid", "right_answers", "left_out"]
+        names += [
+            f"{name}{suffix}" for suffix, _ in columns for name in ("ap_hits", "ap_trapezoid", "inp", "first_hit_place")
+        ]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(names)
+        for query, row in enumerate(self.query_rows):
+            line = [features.paths[row], features.pids[row], features.camids[row]]
+            line += [self.plain.num_good[query], self.plain.num_same_camera[query]]
+            for _, scores in columns:
+                if not scores.valid[query]:
+                    line += [""] * 4
+                    continue
+                numbers = (scores.ap_hits[query], scores.ap_trapezoid[query], scores.inp[query])
+                line += [*(repr(float(number)) for number in numbers), int(scores.first_hit[query]) + 1]
+            writer.writerow(line)
+        return text.getvalue()
+
+    def with_reranked(self, params: RerankParams, scores: QueryScores) -> RankReport:
+        """The same plain scores with others beside them."""
+        return replace(self, rerank=params, reranked=scores)
 
     @property
     def card(self) -> dict[str, Any]:
@@ -400,7 +431,7 @@ def rank(
         max_memory=max_memory,
         block_queries=block_queries,
     )
-    return report if rerank is None else _with_reranked(report, rerank, swept[0])
+    return report if rerank is None else report.with_reranked(rerank, swept[0])
 
 
 def rank_swept(
@@ -416,12 +447,6 @@ def rank_swept(
 ) -> tuple[RankReport, list[QueryScores]]:
     """The plain report, and the re-ranked scores under each of several settings; neighbours are found only once."""
     who = contest(features, metric=metric, protocol=protocol, multi_query=multi_query)
-    for params in sweep:
-        if params.k1 > len(who.gallery):
-            raise RankingError(
-                f"re-ranking: k1 = {params.k1} is larger than the gallery of {len(who.gallery)} pictures; use a k1 of "
-                f"{len(who.gallery)} or less"
-            )
     plan = _plan(who, sweep, single_shot, max_memory, block_queries)
     curves = None
     if single_shot is not None:
@@ -471,8 +496,15 @@ def rank_swept(
     return report, swept
 
 
-def _with_reranked(report: RankReport, params: RerankParams, scores: QueryScores) -> RankReport:
-    return replace(report, rerank=params, reranked=scores)
+def sweep_text(sweep: Sequence[RerankParams], swept: Sequence[QueryScores]) -> str:
+    """A table for people: one line per setting of re-ranking."""
+    lines = ["re-ranked    k1   k2  lambda  mAP (hits)  mAP (trapezoid)    mINP  rank-1"]
+    for params, scores in zip(sweep, swept, strict=True):
+        lines.append(
+            f"{params.distance:<10}{params.k1:>5}{params.k2:>5}{params.lambda_:>8g}{100 * scores.map_hits:>11.2f}%"
+            f"{100 * scores.map_trapezoid:>16.2f}%{100 * scores.minp:>7.2f}%{100 * scores.rank_at(1):>7.2f}%"
+        )
+    return "\n".join(lines)
 
 
 def rank_distances(
@@ -612,6 +644,12 @@ def _plan(
     max_memory: int | None,
     block_queries: int | None,
 ) -> MemoryPlan:
+    for params in sweep:
+        if params.k1 > len(who.gallery):
+            raise RankingError(
+                f"re-ranking: k1 = {params.k1} is larger than the gallery of {len(who.gallery)} pictures; use a k1 of "
+                f"{len(who.gallery)} or less"
+            )
     num_query, num_gallery, length = len(who.query), len(who.gallery), who.gallery.num_features
     queries = block_queries or min(_BLOCK_QUERIES, max(num_query, 1))
     gallery = max(1, min(num_gallery, _BLOCK_BYTES // (4 * length)))
@@ -762,14 +800,9 @@ def _plain_scores(who: Contest, plan: MemoryPlan) -> tuple[QueryScores, int]:
 
     The gallery passes by once, so it may lie on disk; for each part of it all queries are asked.
     """
-
-    def exact(queries: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return paired_squared_distances(who.query, queries, who.gallery, columns)
-
     answers, length = who.answers, who.gallery.num_features
     num_query, num_gallery = len(who.query), len(who.gallery)
-    counts = PlaceCounts(answers, exact(answers.query_of, answers.rows))
-    binary = who.metric == "hamming"  # sums of ones: no product is rough
+    counts = PlaceCounts(answers, paired_squared_distances(who.query, answers.query_of, who.gallery, answers.rows))
     buffer = np.empty(2 * plan.block_queries * min(plan.block_gallery, num_gallery), dtype=np.float32)
     with progress("ranking", num_gallery) as bar:
         for first_column in range(0, num_gallery, plan.block_gallery):
@@ -779,17 +812,33 @@ def _plain_scores(who: Contest, plan: MemoryPlan) -> tuple[QueryScores, int]:
                 rows = who.query.take(slice(first_query, first_query + plan.block_queries))
                 rows_sq = squared_lengths(rows)
                 out = buffer[: 2 * len(rows) * len(columns)].reshape(2, len(rows), len(columns))
+                block = rough_distances(rows, columns, columns_sq.astype(np.float32), out)
+                some = _ExactPairs(ArrayVectors(rows), first_query, ArrayVectors(columns), first_column)
+                binary = who.metric == "hamming"  # sums of ones: no product is rough
                 counts.add(
-                    rough_distances(rows, columns, columns_sq.astype(np.float32), out),
+                    block,
                     first_query=first_query,
                     first_column=first_column,
                     less=rows_sq,
                     error=np.zeros(len(rows)) if binary else rough_error(rows_sq, float(columns_sq.max()), length),
-                    exact=None if binary else exact,
+                    exact=None if binary else some,
                 )
             bar.advance(len(columns))
     num_copies = len(np.unique(answers.query_of[counts.distances == 0]))
     return scores_from_places(answers, counts.places, counts.tied), num_copies
+
+
+@dataclass(frozen=True)
+class _ExactPairs:
+    """Exact distances between queries and gallery pictures of one block, by their numbers in the whole."""
+
+    rows: Vectors
+    first_row: int
+    columns: Vectors
+    first_column: int
+
+    def __call__(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+        return paired_squared_distances(self.rows, queries - self.first_row, self.columns, gallery - self.first_column)
 
 
 def _scores_of_blocks(

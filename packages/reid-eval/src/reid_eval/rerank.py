@@ -12,7 +12,7 @@ distances give their result to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -67,6 +67,16 @@ class RerankParams:
             raise RerankError(f"re-ranking: lambda must lie between 0 and 1, got {self.lambda_}")
         if self.distance not in ENTERING:
             raise RerankError(f"re-ranking: distance must be one of {', '.join(ENTERING)}, got {self.distance!r}")
+
+
+def params_grid(start: RerankParams, values: Mapping[str, Sequence[float]]) -> list[RerankParams]:
+    """All combinations of values of "k1", "k2" and "lambda"; what is not named stays as it is at the start."""
+    k1s, k2s, lambdas = (values.get(name, [kept]) for name, kept in _named(start))
+    return [RerankParams(int(k1), int(k2), lambda_, start.distance) for k1 in k1s for k2 in k2s for lambda_ in lambdas]
+
+
+def _named(params: RerankParams) -> list[tuple[str, float]]:
+    return [("k1", params.k1), ("k2", params.k2), ("lambda", params.lambda_)]
 
 
 class PointDistances(Protocol):
