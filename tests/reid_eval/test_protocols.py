@@ -9,9 +9,10 @@ from click.testing import CliRunner
 
 from reid_eval.cli import main
 from reid_eval.details import details_of
+from reid_eval.distances import unit_length
 from reid_eval.features import ReidFeatures
 from reid_eval.ranking import RankingError, plan_memory, pooled_queries, rank, rank_distances, rank_swept
-from reid_eval.rerank import MatrixDistances, RerankParams, params_grid, reranked_blocks
+from reid_eval.rerank import MatrixDistances, RerankParams, params_grid, rerank, reranked_blocks
 from reid_eval.scores import SingleShot
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "evaluation_vectors.json").read_text())
@@ -230,6 +231,22 @@ def test_a_sweep_gives_what_each_setting_gives_alone():
         alone = rank(crowd(), rerank=params)
         np.testing.assert_array_equal(scores.ap_hits, alone.reranked.ap_hits)
         np.testing.assert_array_equal(report.plain.ap_hits, alone.plain.ap_hits)
+
+
+@pytest.mark.parametrize("params", [SMALL, RerankParams(6, 3, 0.0), RerankParams(6, 1, 0.9)], ids=str)
+def test_reranked_places_are_those_of_the_exact_distances(params):
+    features = crowd(length=700)
+    query, gallery = (unit_length(part.features) for part in (features.query, features.gallery.rows(kept_of(features))))
+    exact = rerank(query, gallery, params)
+    q, g = features.query, features.gallery.rows(kept_of(features))
+    expected = rank_distances(exact, q.pids, q.camids, g.pids, g.camids)
+    found = rank(features, rerank=params, block_queries=7).reranked
+    np.testing.assert_array_equal(found.places, expected.places)
+    np.testing.assert_array_equal(found.tied, expected.tied)
+
+
+def kept_of(features):
+    return np.flatnonzero(features.gallery.pids != -1)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class SweptValues(click.ParamType):
 @click.option("--multi-query-features", type=_PATH, help="File with those pictures (mquery_f ...), if a separate one.")
 @click.option("--single-shot", is_flag=True, help="Also the match with one picture per identity (CUHK03 classic).")
 @click.option("--repetitions", type=click.IntRange(min=1), help="Single shot: draw so often, not the expected value.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Single shot: of the draws.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of draws and random sheets.")
 @click.option(
     "--rerank/--no-rerank", "with_rerank", default=False, show_default=True, help="Show re-ranked numbers too."
 )
@@ -112,6 +112,21 @@ class SweptValues(click.ParamType):
 @click.option("--max-memory", type=MemorySize(), help="Do with so much memory, such as 8G, or say what is needed.")
 @click.option("--csv", "csv_file", type=_PATH, help="Also write a line per query.")
 @click.option("--details", is_flag=True, help="Also print camera pairs, worst queries, confused people, likely errors.")
+@click.option(
+    "--plot", "plot_file", type=_PATH, help="Also draw the match and precision-recall curves (.png, .svg, .pdf)."
+)
+@click.option("--sheets", type=_PATH, help="Also draw ranked lists into this new folder; needs --images.")
+@click.option("--images", type=_PATH, help="Folder that the paths of the feature file begin in.")
+@click.option(
+    "--order",
+    type=click.Choice(["worst", "best", "random"]),
+    default="worst",
+    show_default=True,
+    help="Sheets: of which queries (random: by --seed).",
+)
+@click.option("--query-name", "query_names", multiple=True, help="Sheets: of the query with this file name.")
+@click.option("--sheet-count", type=click.IntRange(min=1), default=20, show_default=True, help="Sheets: how many.")
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Sheets: pictures per query.")
 @click.option("--out", type=_PATH, help="Also write one metric file per number into this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--card", is_flag=True, help="Print only how the numbers come about, as JSON.")
@@ -136,6 +151,13 @@ def rank(
     max_memory: int | None,
     csv_file: Path | None,
     details: bool,
+    plot_file: Path | None,
+    sheets: Path | None,
+    images: Path | None,
+    order: Literal["worst", "best", "random"],
+    query_names: tuple[str, ...],
+    sheet_count: int,
+    top: int,
     out: Path | None,
     as_json: bool,
     card: bool,
@@ -150,6 +172,8 @@ def rank(
     separate = [query_file, gallery_file, labels_file]
     if any(separate) == (features_file is not None) or (any(separate) and not all(separate)):
         raise click.UsageError("name the vectors by --features, or by --query, --gallery and --labels together")
+    if sheets is not None and images is None:
+        raise click.UsageError("--sheets needs --images, the folder that the paths of the feature file begin in")
     with user_errors():
         from reid_eval import ranking
         from reid_eval.details import details_of
@@ -157,6 +181,7 @@ def rank(
         from reid_eval.foreign import load_features, load_features_and_labels
         from reid_eval.rerank import RerankParams, params_grid
         from reid_eval.scores import SingleShot
+        from reid_eval.sheets import choose_queries, plot_curves, write_sheets
 
         if query_file is not None and gallery_file is not None and labels_file is not None:
             features = load_features_and_labels(query_file, gallery_file, labels_file)
@@ -189,6 +214,13 @@ def rank(
         if csv_file is not None:
             write_text(csv_file, report.to_csv(features))
             click.echo(f"wrote {csv_file}", err=True)
+        if plot_file is not None:
+            plot_curves(plot_file, report)
+            click.echo(f"wrote {plot_file}", err=True)
+        if sheets is not None and images is not None:
+            chosen = choose_queries(features, report, order=order, count=sheet_count, names=query_names, seed=seed)
+            page = write_sheets(sheets, features, report, images=images, queries=chosen, top=top)
+            click.echo(f"wrote {len(chosen)} ranked lists into {page}", err=True)
         if out is not None:
             results = report.metrics()
             for result in results:

@@ -48,7 +48,14 @@ from reid_eval.errors import ReidError
 from reid_eval.features import ReidFeatures, is_mapped
 from reid_eval.places import PlaceCounts, RightAnswers, right_answers
 from reid_eval.progress import progress
-from reid_eval.rerank import FeatureDistances, RerankParams, memory_of_reranking, swept_blocks
+from reid_eval.rerank import (
+    FeatureDistances,
+    RerankParams,
+    RoughBlock,
+    memory_of_reranking,
+    rough_swept_blocks,
+    swept_blocks,
+)
 from reid_eval.scores import REPORTED_RANKS, QueryScores, SingleShot, SingleShotCurves, scores_from_places
 
 if TYPE_CHECKING:
@@ -463,14 +470,18 @@ def rank_swept(
     if sweep:
         points = who.gallery if who.leaves_one_out else JoinedVectors(who.query, who.gallery)
         distances = FeatureDistances(_all_of(points))
-        queries = np.searchsorted(who.gallery_rows, who.query_rows) if who.leaves_one_out else np.arange(len(who.query))
-        reranked = swept_blocks(
-            distances,
-            queries,
-            sweep,
-            first_gallery=0 if who.leaves_one_out else len(who.query),
-            block_rows=plan.block_queries,
-        )
+        reranked: Iterable[Sequence[np.ndarray | RoughBlock]]
+        if who.leaves_one_out or curves is not None or any(params.distance != "squared" for params in sweep):
+            places = np.searchsorted(who.gallery_rows, who.query_rows)
+            reranked = swept_blocks(
+                distances,
+                places if who.leaves_one_out else np.arange(len(who.query)),
+                sweep,
+                first_gallery=0 if who.leaves_one_out else len(who.query),
+                block_rows=plan.block_queries,
+            )
+        else:
+            reranked = rough_swept_blocks(distances, len(who.query), sweep, block_rows=plan.block_queries)
         swept, _ = _scores_of_blocks(reranked, who.answers, len(sweep), curves=curves, what="re-ranking")
 
     camids = features.camids
@@ -842,14 +853,14 @@ class _ExactPairs:
 
 
 def _scores_of_blocks(
-    blocks: Iterable[Sequence[np.ndarray]],
+    blocks: Iterable[Sequence[np.ndarray | RoughBlock]],
     answers: RightAnswers,
     num_settings: int,
     *,
     curves: SingleShotCurves | None,
     what: str,
 ) -> tuple[list[QueryScores], int]:
-    """Score exact distances to the whole gallery: blocks of consecutive queries, one (B, G) per setting.
+    """Score distances to the whole gallery: blocks of consecutive queries, one (B, G) per setting, exact or rough.
 
     Returns the scores of each setting, and how many queries have a right answer at distance 0 in the first.
     """
@@ -858,9 +869,15 @@ def _scores_of_blocks(
     start = 0
     with progress(what, answers.num_query) as bar:
         for settings in blocks:
-            stop = start + len(settings[0])
+            first = settings[0]
+            stop = start + len(first.values if isinstance(first, RoughBlock) else first)
             here = answers.queries(start, stop)
             for setting, block in enumerate(settings):
+                if isinstance(block, RoughBlock):
+                    counts = PlaceCounts(here, block.exact(here.query_of, here.rows))
+                    counts.add(block.values, less=np.zeros(stop - start), error=block.error, exact=block.exact)
+                    counted[setting].append(counts)
+                    continue
                 if curves is not None:
                     shots[setting] += [curves.curve(start + number, row) for number, row in enumerate(block)]
                 counts = PlaceCounts(here, block[here.query_of, here.rows])

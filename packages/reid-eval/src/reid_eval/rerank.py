@@ -12,7 +12,7 @@ distances give their result to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -36,6 +36,9 @@ _SET_ROWS = 8192
 
 # Entries of an averaged encoding as a share of (k1 + 1) x k2: neighbours have neighbours in common.
 _ENCODED_SHARE = 1.0
+
+# Roundings of float32 values up to 1 on the way from distances to their mixture with the Jaccard distance.
+_MIXING_ERROR = 16 * 2.0**-24
 
 Entering = Literal["squared", "quartic", "raw"]
 ENTERING: tuple[Entering, ...] = ("squared", "quartic", "raw")
@@ -84,8 +87,8 @@ class PointDistances(Protocol):
 
     num_points: int
 
-    def rough(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Something (B, N) that ranks as the distances from points `start` to `stop` do, and how far it can be off.
+    def rough(self, start: int, stop: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Something (B, N - first) that ranks as distances from points `start` to `stop` do, and how far it can be off.
 
         The second (B,) is the largest difference to the distances less some number of each row. The block may be
         overwritten by the next call.
@@ -107,14 +110,14 @@ class FeatureDistances:
         lengths_sq = squared_lengths(points)
         self.lengths_sq = lengths_sq.astype(np.float32)
         self.error = rough_error(lengths_sq, float(lengths_sq.max(initial=0)), points.shape[1])
-        self.block = np.empty((2, 0, len(points)), dtype=np.float32)
+        self.block = np.empty(0, dtype=np.float32)
 
-    def rough(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        points = self.points.array
-        if self.block.shape[1] < stop - start:
-            self.block = np.empty((2, stop - start, self.num_points), dtype=np.float32)
-        block = rough_distances(points[start:stop], points, self.lengths_sq, self.block[:, : stop - start])
-        return block, self.error[start:stop]
+    def rough(self, start: int, stop: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        points, shape = self.points.array, (2, stop - start, self.num_points - first)
+        if self.block.size < np.prod(shape):
+            self.block = np.empty(np.prod(shape), dtype=np.float32)
+        out = self.block[: np.prod(shape)].reshape(shape)
+        return rough_distances(points[start:stop], points[first:], self.lengths_sq[first:], out), self.error[start:stop]
 
     def rows(self, points: np.ndarray, first: int) -> np.ndarray:
         return squared_distances_to(self.points.take(points), self.points, first)
@@ -134,8 +137,8 @@ class MatrixDistances:
         self.distance_sq = by_point * by_point
         self.num_points = len(by_point)
 
-    def rough(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.distance_sq[start:stop], np.zeros(stop - start)
+    def rough(self, start: int, stop: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        return self.distance_sq[start:stop, first:], np.zeros(stop - start)
 
     def rows(self, points: np.ndarray, first: int) -> np.ndarray:
         return self.distance_sq[points, first:]
@@ -184,17 +187,8 @@ def swept_blocks(
     `queries` (Q,) are points; the gallery is all points from `first_gallery` on. Neighbours are found once, for the
     largest k1. The blocks may be overwritten.
     """
-    num_points = distances.num_points
-    k1 = max(params.k1 for params in sweep)
-    if k1 >= num_points:
-        raise RerankError(
-            f"re-ranking: k1 = {k1} needs more than {k1} pictures in query and gallery together, found "
-            f"{num_points}; use k1 = {num_points - 1} or less"
-        )
-    neighbours, farthest_sq = _nearest(distances, k1 + 1, block_rows)
-    encodings = _encodings(distances, neighbours, farthest_sq, sweep)
-    columns = {key: encoding[first_gallery:].tocsc() for key, encoding in encodings.items()}
-    return _swept_blocks(distances, queries, sweep, first_gallery, encodings, columns, farthest_sq, block_rows)
+    encoded = _encoded(distances, sweep, first_gallery, block_rows)
+    return _swept_blocks(distances, queries, sweep, first_gallery, encoded, block_rows)
 
 
 _Key = tuple[int, int, Entering]
@@ -221,32 +215,104 @@ def _encodings(
     return encodings
 
 
+@dataclass(frozen=True)
+class RoughBlock:
+    """Re-ranked distances (B, G) of a block of queries, how far they can be off (B,), and the exact ones of pairs."""
+
+    values: np.ndarray
+    error: np.ndarray
+    exact: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def rough_swept_blocks(
+    distances: FeatureDistances, num_query: int, sweep: Sequence[RerankParams], *, block_rows: int = _BLOCK_ROWS
+) -> Iterator[list[RoughBlock]]:
+    """`swept_blocks` of squared distances between the first points and the others, from float32 products."""
+    encoded = _encoded(distances, sweep, num_query, block_rows)
+    for start in range(0, num_query, block_rows):
+        points = np.arange(start, min(start + block_rows, num_query))
+        block, error = distances.rough(start, int(points[-1]) + 1, num_query)
+        farthest_sq = encoded.farthest_sq[points]
+        block += distances.lengths_sq[points][:, None]
+        block /= farthest_sq[:, None]
+        jaccard = encoded.jaccard(points)
+        yield [
+            RoughBlock(
+                values=_mixed(params, jaccard[_key(params)], block),
+                error=params.lambda_ * error / farthest_sq + _MIXING_ERROR,
+                exact=_ExactMixture(distances, params, jaccard[_key(params)], points, farthest_sq, num_query),
+            )
+            for params in sweep
+        ]
+
+
+@dataclass(frozen=True)
+class _ExactMixture:
+    distances: FeatureDistances
+    params: RerankParams
+    jaccard: np.ndarray
+    points: np.ndarray
+    farthest_sq: np.ndarray
+    first_gallery: int
+
+    def __call__(self, queries: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        distance_sq = self.distances.pairs(self.points[queries], self.first_gallery + columns)
+        return _mixed(self.params, self.jaccard[queries, columns], distance_sq / self.farthest_sq[queries])
+
+
+def _mixed(params: RerankParams, jaccard: np.ndarray, original: np.ndarray) -> np.ndarray:
+    return (1 - params.lambda_) * jaccard + params.lambda_ * original
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """What is known of all points once neighbours and encodings are ready."""
+
+    farthest_sq: np.ndarray
+    encodings: dict[_Key, csr_array]
+    gallery_columns: dict[_Key, csc_array]
+
+    def jaccard(self, points: np.ndarray) -> dict[_Key, np.ndarray]:
+        """Jaccard distances (B, G) between some points and the gallery, for each kind of encoding."""
+        found = {}
+        for key, encoding in self.encodings.items():
+            shared = np.stack([_shared_weight(encoding, point, self.gallery_columns[key]) for point in points])
+            # Rows of the encoding sum to 1, so the weight in the union is 2 minus the weight in the intersection.
+            found[key] = 1 - shared / (2 - shared)
+        return found
+
+
+def _encoded(distances: PointDistances, sweep: Sequence[RerankParams], first_gallery: int, block_rows: int) -> _Encoded:
+    num_points = distances.num_points
+    k1 = max(params.k1 for params in sweep)
+    if k1 >= num_points:
+        raise RerankError(
+            f"re-ranking: k1 = {k1} needs more than {k1} pictures in query and gallery together, found "
+            f"{num_points}; use k1 = {num_points - 1} or less"
+        )
+    neighbours, farthest_sq = _nearest(distances, k1 + 1, block_rows)
+    encodings = _encodings(distances, neighbours, farthest_sq, sweep)
+    columns = {key: encoding[first_gallery:].tocsc() for key, encoding in encodings.items()}
+    return _Encoded(farthest_sq, encodings, columns)
+
+
 def _swept_blocks(
     distances: PointDistances,
     queries: np.ndarray,
     sweep: Sequence[RerankParams],
     first_gallery: int,
-    encodings: dict[_Key, csr_array],
-    columns: dict[_Key, csc_array],
-    farthest_sq: np.ndarray,
+    encoded: _Encoded,
     block_rows: int,
 ) -> Iterator[list[np.ndarray]]:
     for start in range(0, len(queries), block_rows):
         points = queries[start : start + block_rows]
         distance_sq = distances.rows(points, first_gallery)  # (B, G)
         original = {
-            entering: _entered(distance_sq, entering) / _entered(farthest_sq[points], entering)[:, None]
+            entering: _entered(distance_sq, entering) / _entered(encoded.farthest_sq[points], entering)[:, None]
             for entering in {params.distance for params in sweep}
         }
-        jaccard = {}
-        for key, encoding in encodings.items():
-            shared = np.stack([_shared_weight(encoding, point, columns[key]) for point in points])
-            # Rows of the encoding sum to 1, so the weight in the union is 2 minus the weight in the intersection.
-            jaccard[key] = 1 - shared / (2 - shared)
-        yield [
-            (1 - params.lambda_) * jaccard[_key(params)] + params.lambda_ * original[params.distance]
-            for params in sweep
-        ]
+        jaccard = encoded.jaccard(points)
+        yield [_mixed(params, jaccard[_key(params)], original[params.distance]) for params in sweep]
 
 
 def _entered(distance_sq: np.ndarray, entering: Entering) -> np.ndarray:
@@ -276,13 +342,13 @@ def _nearest(distances: PointDistances, count: int, block_rows: int) -> tuple[np
             margin = (2 * error).astype(np.float32)
 
             last = np.partition(block, count - 1, axis=1)[:, count - 1]
-            rows, columns = np.nonzero(block <= (last + margin)[:, None])
+            rows, columns = np.divmod(np.flatnonzero(block <= (last + margin)[:, None]), num_points)
             distance_sq = distances.pairs(start + rows, columns)
             order = np.lexsort((columns, distance_sq, rows))
             first = np.searchsorted(rows, np.arange(stop - start))
             neighbours[start:stop] = columns[order[first[:, None] + np.arange(count)]]
 
-            rows, columns = np.nonzero(block >= (block.max(axis=1) - margin)[:, None])
+            rows, columns = np.divmod(np.flatnonzero(block >= (block.max(axis=1) - margin)[:, None]), num_points)
             first = np.searchsorted(rows, np.arange(stop - start))
             farthest_sq[start:stop] = np.maximum.reduceat(distances.pairs(start + rows, columns), first)
             bar.advance(stop - start)

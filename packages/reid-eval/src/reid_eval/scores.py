@@ -32,6 +32,7 @@ class QueryScores:
         num_good                    (Q,)  int64, right answers in the gallery
         num_same_camera             (Q,)  int64, pictures left out because identity and camera are the query's
         tied                        (Q,)  bool, a right and a wrong answer are equally far: the order is a convention
+        places                      (M,)  int64, places from 0 of the right answers of all queries, rising within one
         single_shot                 (Q, 50)  float64, share of the draws of one picture per identity in which the right
                                              one is among the first k; None if it was not asked for
     """
@@ -43,6 +44,7 @@ class QueryScores:
     num_good: np.ndarray
     num_same_camera: np.ndarray
     tied: np.ndarray
+    places: np.ndarray
     single_shot: np.ndarray | None = None
 
     @property
@@ -93,6 +95,23 @@ class QueryScores:
         """Share of valid queries with a right answer among the first k."""
         return float(self.cmc_curve(k)[k - 1])
 
+    def precision_at_recall(self, points: int = 101) -> tuple[np.ndarray, np.ndarray]:
+        """Recall from 0 to 1 and, for each, the mean over valid queries of the best precision at that recall or more.
+
+        Shapes: (points,), (points,) float64.
+        """
+        recall = np.linspace(0, 1, points)
+        total = np.zeros(points)
+        ends = np.cumsum(self.num_good)
+        for query in np.flatnonzero(self.valid):
+            num_good = self.num_good[query]
+            place = self.places[ends[query] - num_good : ends[query]]
+            precision = np.arange(1, num_good + 1) / (place + 1)
+            best = np.maximum.accumulate(precision[::-1])[::-1]
+            # The first hit with at least this recall; the small number is for recalls such as 0.07 x 100 of 7.000001.
+            total += best[np.maximum(np.ceil(recall * num_good - 1e-9).astype(int) - 1, 0)]
+        return recall, total / self.num_valid
+
     @property
     def single_shot_cmc(self) -> np.ndarray | None:
         """(50,) float64: mean over valid queries of `single_shot`."""
@@ -137,6 +156,7 @@ def scores_from_places(
         num_good=num_good,
         num_same_camera=answers.num_left_out,
         tied=tied,
+        places=place,
         single_shot=single_shot,
     )
 
