@@ -813,11 +813,14 @@ def _plain_scores(who: Contest, plan: MemoryPlan) -> tuple[QueryScores, int]:
     """
     answers, length = who.answers, who.gallery.num_features
     num_query, num_gallery = len(who.query), len(who.gallery)
-    counts = PlaceCounts(answers, paired_squared_distances(who.query, answers.query_of, who.gallery, answers.rows))
+    gallery = who.gallery
+    if num_gallery <= plan.block_gallery:  # one block holds all of it, so it is prepared only once
+        gallery = ArrayVectors(gallery.take(slice(0, num_gallery)))
+    counts = PlaceCounts(answers, paired_squared_distances(who.query, answers.query_of, gallery, answers.rows))
     buffer = np.empty(2 * plan.block_queries * min(plan.block_gallery, num_gallery), dtype=np.float32)
     with progress("ranking", num_gallery) as bar:
         for first_column in range(0, num_gallery, plan.block_gallery):
-            columns = who.gallery.take(slice(first_column, first_column + plan.block_gallery))
+            columns = gallery.take(slice(first_column, first_column + plan.block_gallery))
             columns_sq = squared_lengths(columns)
             for first_query in range(0, num_query, plan.block_queries):
                 rows = who.query.take(slice(first_query, first_query + plan.block_queries))
