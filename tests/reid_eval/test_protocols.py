@@ -245,6 +245,16 @@ def test_reranked_places_are_those_of_the_exact_distances(params):
     np.testing.assert_array_equal(found.tied, expected.tied)
 
 
+def test_rough_products_decide_nothing_after_reranking_either():
+    features = crowd(length=600)
+    features = changed(features, features=np.random.default_rng(0).normal(size=600) + 1e-3 * features.features)
+    q, g = features.query, features.gallery.rows(kept_of(features))
+    for params in (RerankParams(6, 3, 0.3), RerankParams(6, 3, 1.0)):
+        expected = rank_distances(rerank(q.features, g.features, params), q.pids, q.camids, g.pids, g.camids)
+        found = rank(features, rerank=params, metric="euclidean").reranked
+        np.testing.assert_array_equal(found.places, expected.places)
+
+
 def kept_of(features):
     return np.flatnonzero(features.gallery.pids != -1)
 

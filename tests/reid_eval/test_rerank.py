@@ -6,7 +6,15 @@ import pytest
 
 from reid_eval import rerank as module
 from reid_eval.distances import ArrayVectors, paired_squared_distances, squared_distances, unit_length
-from reid_eval.rerank import FeatureDistances, MatrixDistances, RerankError, RerankParams, rerank, reranked_blocks
+from reid_eval.rerank import (
+    FeatureDistances,
+    MatrixDistances,
+    RerankError,
+    RerankParams,
+    rerank,
+    reranked_blocks,
+    rough_swept_blocks,
+)
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "evaluation_vectors.json").read_text())
 CASES = [case for case in VECTORS["reranking"] if case["name"] != "k1_larger_than_set"]
@@ -51,6 +59,36 @@ def test_each_step_gives_the_authors_intermediate_result(case):
     if params.k2 > 1:
         mean = module._average_over(neighbours[:, : params.k2], encoding)
         np.testing.assert_allclose(mean.todense(), expected["V_after_expansion"], atol=6e-8, rtol=0)
+
+
+def close_points(num=80, length=700):
+    """Points so close beside their length that float32 products cannot tell who is nearest."""
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=length) + 5e-3 * rng.normal(size=(num, length))).astype(np.float32)
+
+
+def test_neighbours_from_rough_products_are_those_of_exact_distances():
+    points = close_points()
+    distance_sq = squared_distances(points, points)
+    neighbours, farthest_sq = module._nearest(FeatureDistances(points), 8, block_rows=30)
+    np.testing.assert_array_equal(neighbours, np.argsort(distance_sq, axis=1, kind="stable")[:, :8])
+    # Vectors this close lose digits of the float64 sum too, so the last bit may differ between pairs and blocks.
+    np.testing.assert_allclose(farthest_sq, distance_sq.max(axis=1), rtol=2e-7)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.3, 1.0])
+def test_a_rough_block_is_no_farther_off_than_it_says_and_knows_the_exact_values(lambda_):
+    points, params = close_points(), RerankParams(6, 3, lambda_)
+    exact = np.concatenate(list(reranked_blocks(FeatureDistances(points), 20, params)))
+    off = []
+    for number, (block,) in enumerate(rough_swept_blocks(FeatureDistances(points), 20, [params], block_rows=7)):
+        here = exact[7 * number : 7 * number + 7]
+        assert (np.abs(block.values - here) <= block.error[:, None]).all()
+        off.append(np.abs(block.values - here).max())
+        queries, columns = np.divmod(np.arange(here.size), 60)
+        # The last bit, as above.
+        np.testing.assert_allclose(block.exact(queries, columns).reshape(here.shape), here, rtol=0, atol=2e-7)
+    assert (max(off) > 1e-5) == (lambda_ > 0)
 
 
 def slow_rerank(distance_sq, num_query, params):
