@@ -407,9 +407,10 @@ def test_the_command_exports(trained, tmp_path):
     result = dgnet_gen(*arguments)
     assert result.exit_code == 1
     assert "exists already" in result.stderr
-    result = dgnet_gen("export", "--run", trained, "--which", "best", "--out", tmp_path / "more")
+    assert dgnet_gen("export", "--run", trained, "--which", "best", "--out", tmp_path / "best").exit_code == 0
+    result = dgnet_gen("export", "--run", trained, "--which", "newest", "--out", tmp_path / "more")
     assert result.exit_code == 1
-    assert "--which best: expected a number of iterations, or last" in result.stderr
+    assert "--which newest: expected a number of iterations, last, or best" in result.stderr
 
 
 def test_optimizer_states_belong_to_the_newest_iteration(sound):

@@ -158,6 +158,6 @@ def test_the_command_lists_runs_and_refuses_a_wrong_epoch(tmp_path):
     result = CliRunner().invoke(main, ["generate", "--run", str(tmp_path / "none")])
     assert result.exit_code == 1
     assert "no run here" in result.output
-    result = CliRunner().invoke(main, ["generate", "--run", str(tmp_path), "--which-epoch", "best"])
+    result = CliRunner().invoke(main, ["generate", "--run", str(tmp_path), "--which-epoch", "newest"])
     assert result.exit_code == 1
-    assert "expected a number of iterations, or last" in result.output
+    assert "expected a number of iterations, last, or best" in result.output

@@ -5,8 +5,9 @@ Weights, pictures and labels are drawn by a rule from names, so nothing but name
 gradients, updates and batch norms in five settings, and its schedules. Dropout is off and what chance decides is
 given.
 
-All five are always compared in float32, within what round-off alone does to the published code. In float64 each takes
-a minute or two: REID_GOLDEN=1 compares these too, to 1e-8 in values and 1e-6 in gradients.
+Three are always compared in float32, within what round-off alone does to the published code; between them they have
+everything. In float64 each takes a minute or two: REID_GOLDEN=1 compares all five, to 1e-8 in values and 1e-6 in
+gradients.
 """
 
 import os
@@ -77,6 +78,7 @@ SINGLE = Tolerances(
     batch_norms=5e-5,
 )
 ALL_CASES = "early_again", "early_copy", "late_again", "late_copy", "late_again_erased"
+ALWAYS = "early_again", "late_copy", "late_again_erased"
 needs_minutes = pytest.mark.skipif(not os.environ.get("REID_GOLDEN"), reason="minutes each; set REID_GOLDEN=1")
 
 
@@ -110,7 +112,7 @@ class Done:
 @pytest.fixture(
     scope="module",
     params=[
-        *(pytest.param((case, torch.float32), id=f"{case}-float32") for case in ALL_CASES),
+        *(pytest.param((case, torch.float32), id=f"{case}-float32") for case in ALWAYS),
         *(pytest.param((case, torch.float64), id=f"{case}-float64", marks=needs_minutes) for case in ALL_CASES),
     ],
 )

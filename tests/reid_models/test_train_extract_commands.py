@@ -68,7 +68,7 @@ def test_the_untrained_network_and_the_missing_flip_are_named_in_the_file(run, t
     [
         (["--which", "newest"], "--which newest: expected last, best"),
         (["--which", "5"], "no checkpoint of iteration 5; there are 6"),
-        (["--data", "nowhere"], "nowhere: no such folder; expected the folder that holds a dataset"),
+        (["--data", "nowhere"], "nowhere: the dataset is not there; give the folder that holds it with --data"),
         (["--device", "cuda:99"], "--device cuda:99: not available here"),
     ],
 )

@@ -270,9 +270,9 @@ def extract(
                         f"{run_path}: was trained on a table in {run.made_by['data']}; give that .csv with --data"
                     )
                 data = Path(str(run.made_by["data"]))
-                if not data.exists():
-                    raise DatasetError(f"{data}: the dataset is not there; give the folder that holds it with --data")
             out = out or run_path / "features.npz"
+        if data is not None and not data.exists():
+            raise DatasetError(f"{data}: the dataset is not there; give the folder that holds it with --data")
         assert out is not None
         if out.is_dir():
             raise OutputError(f"{out}: is a folder; expected a file's name, such as {out / 'features.npz'}")

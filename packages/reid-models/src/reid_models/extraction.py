@@ -343,6 +343,8 @@ class _RowsInFile(_Rows):
 
     def __exit__(self, *error: object) -> None:
         self._stream.close()
+        if self.done == 0:  # nothing to go on from
+            self.file.unlink()
 
 
 class FrechetExtractor:
