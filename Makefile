@@ -17,7 +17,7 @@ demo: $(VENV)/.ready
 	$(RUN) -m pipelines demo --out runs/demo
 
 test: $(VENV)/.ready
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.ready
 	$(RUN) -m ruff check .
