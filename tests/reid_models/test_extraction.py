@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reid_eval.errors import Stopped
+from reid_eval.errors import OutputError, Stopped
 from reid_eval.features import FeatureFileError, ReidFeatures
 from reid_eval.files import read_pixels
 from reid_eval.ranking import rank
@@ -192,7 +192,7 @@ def test_pictures_that_have_changed_since_are_embedded_again(interrupted, toy_in
         os.utime(sixth, (before.st_atime, before.st_mtime))
 
 
-@pytest.mark.parametrize("other", ["network", "picture size", "file"])
+@pytest.mark.parametrize("other", ["network", "picture size"])
 def test_vectors_of_something_else_are_not_gone_on_from(other, interrupted, run, toy_index, caplog):
     embedder, partial = interrupted
     match other:
@@ -200,8 +200,6 @@ def test_vectors_of_something_else_are_not_gone_on_from(other, interrupted, run,
             embedder = load_embedder(run.path, run.iterations()[0], "cpu", untrained=True)
         case "picture size":
             embedder.image_hw = (48, 24)
-        case "file":
-            partial.write_text("my notes on the weather, which are longer than the first line of such a file is")
     total = len(toy_index.split("query")) + len(toy_index.split("gallery"))
     features, embedded = go_on(embedder, toy_index, partial)
     assert embedded == total
@@ -209,6 +207,15 @@ def test_vectors_of_something_else_are_not_gone_on_from(other, interrupted, run,
     np.testing.assert_array_equal(
         features.features, extract_features(embedder, toy_index, flip=False, batch_size=8).features
     )
+
+
+def test_a_file_that_is_no_partial_one_is_left_alone(run, toy_index, tmp_path):
+    notes = tmp_path / "features.npz.partial"
+    notes.write_text("my notes on the weather, which are longer than the first line of such a file is")
+    before = notes.read_bytes()
+    with pytest.raises(OutputError, match="holds no rows of an extraction; move it away"):
+        extract_features(load_embedder(run.path, device="cpu"), toy_index, partial=notes)
+    assert notes.read_bytes() == before
 
 
 def test_half_precision_is_near_and_says_so(run, toy_index):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import reid_models
-from reid_eval.errors import Stopped
+from reid_eval.errors import OutputError, Stopped
 from reid_eval.features import FeatureFileError, ReidFeatures
 from reid_eval.files import file_fingerprint, fingerprint
 from reid_eval.progress import progress
@@ -228,6 +228,7 @@ def extract_features(
         DatasetError: a split has no images.
         ImageError: a picture is damaged.
         FeatureFileError: a vector is not finite.
+        OutputError: `partial` is a file of something else.
         Stopped: a signal came; with `partial`, run again to go on.
     """
     parts = [index.split(split) for split in splits]
@@ -306,13 +307,17 @@ class _RowsInFile(_Rows):
 
     The file may be left at any moment: a row that was cut off is made again, and so is everything from the first
     picture on that has changed since.
+
+    Raises:
+        OutputError: something else lies there; it is left alone.
     """
 
     _HEADER_BYTES = 64
+    _BEGINNING = b"reid-models rows "
 
     def __init__(self, shape: tuple[int, int], file: Path, key: str, paths: Sequence[Path]) -> None:
         self.shape, self.file, self.done = shape, file, 0
-        header = f"reid-models rows {key}".ljust(self._HEADER_BYTES - 1).encode() + b"\n"
+        header = (self._BEGINNING + key.encode()).ljust(self._HEADER_BYTES - 1) + b"\n"
         file.parent.mkdir(parents=True, exist_ok=True)
         self._stream = file.open("r+b" if file.exists() else "w+b")
         row_bytes = 4 * shape[1]
@@ -323,8 +328,11 @@ class _RowsInFile(_Rows):
             is_new = (not path.exists() or path.stat().st_mtime > state.st_mtime for path in whole)
             self.done = next((row for row, changed in enumerate(is_new) if changed), len(whole))
             logger.warning("%s: going on after %d of %d pictures", file, self.done, shape[0])
-        elif found:
+        elif found.startswith(self._BEGINNING):
             logger.warning("%s: is of another extraction, so this one begins anew", file)
+        elif found:
+            self._stream.close()
+            raise OutputError(f"{file}: holds no rows of an extraction; move it away, or choose another --out")
         if self.done == 0:
             self._stream.seek(0)
             self._stream.write(header)
