@@ -204,10 +204,8 @@ def train(
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Add the vector of the mirrored picture.")
 @click.option("--untrained", is_flag=True, help="The same network as its training found it, to compare with.")
 @click.option("--alpha", type=float, help="Of a DG-Net: its fine head's weight (0.5); 0 for none, -1 for it alone.")
-@click.option("--half", is_flag=True, help="Compute in 16 bits: several times as fast, and a little less exact.")
-@click.option(
-    "--compile", is_flag=True, help="Compile the network first; pays for itself from thousands of pictures on."
-)
+@click.option("--half", is_flag=True, help="Compute in 16 bits: faster where the hardware has them, less exact.")
+@click.option("--compile", is_flag=True, help="Compile the network first; docs/results.md says what it gains.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option(
     "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read pictures."
@@ -264,6 +262,9 @@ def extract(
 
         if run_path is not None:
             if not (data or images):
+                if not (run_path / "run.json").exists():
+                    load_embedder(run_path, parse_which(which), "cpu")  # says so if there is no network either
+                    raise DatasetError(f"{run_path}: does not tell where its data is; give it with --data")
                 run = RunDir.open(run_path)
                 if run.made_by["layout"] == "csv":
                     raise DatasetError(
