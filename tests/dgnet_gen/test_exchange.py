@@ -13,14 +13,16 @@ import yaml
 from click.testing import CliRunner, Result
 
 from dgnet_gen.cli import main
-from dgnet_gen.exchange import PublishedFolder, export_run
+from dgnet_gen.exchange import PublishedFolder, export_run, load_train_config
 from dgnet_gen.generation import read_manifest
 from dgnet_gen.model import DGNet, NetworksConfig
+from dgnet_gen.plan import plan_training
 from dgnet_gen.published import published_tables
 from dgnet_gen.settings import DGNetTrainConfig, LossWeights
 from dgnet_gen.step import make_optimizers
 from dgnet_gen.training import train_dgnet
 from reid_eval.errors import OutputError
+from reid_models.cli import main as reid_models_main
 from reid_models.config import ConfigError, config_dict
 from reid_models.data.index import DatasetIndex
 from reid_models.data.synthetic import make_toy_dataset
@@ -477,3 +479,24 @@ def test_the_published_settings_file_trains_as_it_is(sound, tmp_path):
     model = DGNet.load(tmp_path / "run", device="cpu")
     assert model.num_ids == DatasetIndex.open(sound / "toy").split("train_all").num_ids  # whatever ID_class says
     assert (model.image_hw, model.config.mlp_dim) == ((64, 32), 6)
+
+
+def test_a_plan_of_going_on_counts_what_is_left(sound, stopped):
+    config, folder = stopped
+    folder = PublishedFolder(folder.path, folder.config._replace(networks=config.networks))
+    runtime = Runtime.from_environment("cpu", "fp32")
+    plan = plan_training(config, DatasetIndex.open(sound / "toy"), runtime, begin_with=folder)
+    assert plan.steps == config.max_iter - 2
+
+
+@pytest.mark.parametrize("content", ["", "# nothing changed\n"])
+def test_a_settings_file_of_ours_may_be_empty(tmp_path, content):
+    file = tmp_path / "ours.yaml"
+    file.write_text(content)
+    assert load_train_config(file) == DGNetTrainConfig()
+
+
+def test_a_published_folder_is_asked_for_its_data(sound):
+    result = CliRunner().invoke(reid_models_main, ["extract", "--run", str(sound / "original"), "--device", "cpu"])
+    assert result.exit_code == 1
+    assert "original: does not tell where its data is; give it with --data" in result.stderr

@@ -103,7 +103,7 @@ def train(
         if plan:
             from dgnet_gen.plan import plan_training
 
-            planned = plan_training(config, index, runtime, teachers)
+            planned = plan_training(config, index, runtime, teachers, folder)
             click.echo(planned.to_json() if as_json else planned.to_text())
             return
         from dgnet_gen.training import train_dgnet

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_gen.exchange import PublishedFolder
-from dgnet_gen.model import DGNet
+from dgnet_gen.model import DGNet, unit_parts
 from dgnet_gen.networks.encoders import AppearanceEncoder
 from reid_models.config import ConfigError
 from reid_models.extraction import NetworkEmbedder
@@ -38,7 +38,7 @@ class _Heads(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to the heads' embeddings side by side, each of length 1."""
-        return _unit_parts(self.encoder(images).embeddings, self.encoder.num_heads)
+        return unit_parts(self.encoder(images).embeddings.float(), self.encoder.num_heads)
 
 
 class DGNetEmbedder(NetworkEmbedder):
@@ -66,14 +66,10 @@ class DGNetEmbedder(NetworkEmbedder):
 
     def finish(self, vectors: Tensor) -> Tensor:
         """The sum over views (B, D) to vectors of length 1, whose parts weigh 1 and alpha."""
-        parts = _unit_parts(vectors, self.num_heads).unflatten(1, (self.num_heads, -1))
+        parts = unit_parts(vectors, self.num_heads).unflatten(1, (self.num_heads, -1))
         primary, fine = (0.0, 1.0) if self.alpha == -1 else (1.0, self.alpha)
         weights = torch.tensor([primary, fine][: self.num_heads]).sqrt()
         return F.normalize((parts * weights[:, None]).flatten(1), dim=1)
-
-
-def _unit_parts(vectors: Tensor, number: int) -> Tensor:
-    return F.normalize(vectors.unflatten(1, (number, -1)).float(), dim=2).flatten(1)
 
 
 def load_embedder(

@@ -257,9 +257,9 @@ class DGNet:
 
         A part is the sum of the head's normalised embeddings of a picture and of its mirror image, normalised again.
         """
-        seen = [self.appearance_encoder(pictures.to(self.device)).embeddings for pictures in (images, images.flip(3))]
-        parts = [F.normalize(each.unflatten(1, (self.appearance_encoder.num_heads, -1)), dim=2) for each in seen]
-        return F.normalize(parts[0] + parts[1], dim=2).flatten(1)
+        encoder, number = self.appearance_encoder, self.appearance_encoder.num_heads
+        seen = [encoder(pictures.to(self.device)).embeddings for pictures in (images, images.flip(3))]
+        return unit_parts(unit_parts(seen[0], number) + unit_parts(seen[1], number), number)
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
@@ -269,3 +269,8 @@ class DGNet:
     def describe(self) -> dict[str, Any]:
         """Parameters per network, for a log or a report."""
         return {name: sum(p.numel() for p in net.parameters()) for name, net in self.networks().items()}
+
+
+def unit_parts(vectors: Tensor, number: int) -> Tensor:
+    """Vectors (B, D) with each of their `number` equal parts at length 1."""
+    return F.normalize(vectors.unflatten(1, (number, -1)), dim=2).flatten(1)

@@ -13,11 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgnet_gen.exchange import PublishedFolder
 from dgnet_gen.model import DGNet
 from dgnet_gen.pairs import pair_batches
 from dgnet_gen.settings import DGNetTrainConfig
 from dgnet_gen.step import Step, make_optimizers
-from dgnet_gen.training import checkpoint_bytes, in_groups, load_teacher, make_pairs, num_checkpoints
+from dgnet_gen.training import (
+    checkpoint_bytes,
+    in_groups,
+    load_teacher,
+    make_pairs,
+    num_checkpoints,
+    refuse_other_beginning,
+)
 from reid_models.data.index import DatasetIndex
 from reid_models.runtime import Runtime
 from reid_models.weights import load_trunk_weights
@@ -75,19 +83,28 @@ class TrainingPlan:
 
 
 def plan_training(
-    config: DGNetTrainConfig, data: DatasetIndex, runtime: Runtime, teachers: Sequence[Path | str] = ()
+    config: DGNetTrainConfig,
+    data: DatasetIndex,
+    runtime: Runtime,
+    teachers: Sequence[Path | str] = (),
+    begin_with: PublishedFolder | None = None,
 ) -> TrainingPlan:
     """Set a training up, take a few steps and throw them away.
 
     Raises:
-        DatasetError, TeacherError, WeightsError: as `train_dgnet` would.
+        DatasetError, TeacherError, WeightsError, CheckpointError, ConfigError: as `train_dgnet` would.
     """
     index = data.split("train_all")
     pairs = make_pairs(config, index)
     teacher = load_teacher(config, teachers, index, runtime)
     runtime.seed_everything(config.seed)
-    model = DGNet(config.networks, index.num_ids)
-    load_trunk_weights(model.appearance_encoder.trunk, config.trunk_weights)
+    if begin_with is None:
+        model = DGNet(config.networks, index.num_ids)
+        load_trunk_weights(model.appearance_encoder.trunk, config.trunk_weights)
+    else:
+        refuse_other_beginning(begin_with, config, index)
+        model = begin_with.load(device="cpu")
+    steps = config.max_iter - model.iteration
     for network in model.networks().values():
         runtime.prepare(network).train()
     step = Step(model, make_optimizers(model, config.optim), config, runtime, teacher)
@@ -111,11 +128,11 @@ def plan_training(
         teachers=len(teachers),
         images_per_step=4 * config.batch_size * config.accumulate,
         steps_per_epoch=pairs.steps_per_epoch / config.accumulate,
-        steps=config.max_iter,
+        steps=steps,
         state_mib=(checkpoint + weights) / 2**20,
         peak_mib=None if peak is None else peak / 2**20,
         checkpoint_mib=checkpoint / 2**20,
         checkpoints=num_checkpoints(config),
         step_s=step_s,
-        hours=step_s * config.max_iter / 3600,
+        hours=step_s * steps / 3600,
     )

@@ -254,7 +254,10 @@ def training_values(config: Any) -> dict[str, Any]:
 
 def is_published_settings(file: Path) -> bool:
     """Whether a settings file is one of the published program: it names its networks under gen and dis."""
-    return file.is_file() and {"gen", "dis"} <= _read_yaml(file).keys()
+    try:
+        return {"gen", "dis"} <= _read_yaml(file).keys()
+    except ConfigError:  # no settings at all, or none that it could have written
+        return False
 
 
 def training_tree(published: PublishedConfig, source: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def train_dgnet(
         made_by["teachers"] = teacher.made_by
         _tell_what_teachers_know(teacher, pairs, runtime)
     if begin_with is not None:
-        _refuse_other_beginning(begin_with, config, index)
+        refuse_other_beginning(begin_with, config, index)
         made_by["begun_with"] = {"folder": str(begin_with.path.resolve()), "iteration": begin_with.iterations()[-1]}
     runtime.seed_everything(config.seed)
     model = DGNet(config.networks, index.num_ids)
@@ -157,7 +157,12 @@ def train_dgnet(
     return run
 
 
-def _refuse_other_beginning(folder: PublishedFolder, config: DGNetTrainConfig, index: DatasetIndex) -> None:
+def refuse_other_beginning(folder: PublishedFolder, config: DGNetTrainConfig, index: DatasetIndex) -> None:
+    """Refuse to go on from a published training that does not belong to these settings and pictures.
+
+    Raises:
+        CheckpointError, ConfigError: it is of other people or other networks, or finished.
+    """
     published = folder.config
     if published.num_ids != index.num_ids:
         raise CheckpointError(
