@@ -2,9 +2,10 @@
 
 The straightforward way runs every picture batch through every network on its own, copies the appearance encoder and the
 structure encoder for passes that must not train them, keeps graphs that nobody reads, doubles maps before it convolves
-them. It starts from the same weights and is given the same draws; terms have to agree, with --exact updated weights
-too. Dropout is off, as both would draw other numbers. Times are the best of some steps, in one process; the ratios are
-what counts. Memory is what a step needs beyond what lay there before it (Linux tells).
+them, computes the decoder's norms by their formulas. It starts from the same weights and is given the same draws;
+terms have to agree, with --exact updated weights too. Dropout is off, as both would draw other numbers. Times are the
+best of some steps, in one process; the ratios are what counts. Memory is what a step needs beyond what lay there before
+it (Linux tells).
 
     .venv/bin/python benchmarks/dgnet_step.py                    # some minutes on two cores
     .venv/bin/python benchmarks/dgnet_step.py --compile          # and what torch.compile adds: minutes more
@@ -56,6 +57,9 @@ class StraightforwardStep:
     def __init__(self, model: DGNet, config: DGNetTrainConfig, teacher: Teacher) -> None:
         self.model, self.config, self.teacher = model, config, teacher
         self.optimizers = make_optimizers(model, config.optim)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["fused"] = False
 
     def decode(self, code: Tensor, structure: Tensor) -> Tensor:
         return plain_decode(self.model.decoder, code, structure)
@@ -140,15 +144,29 @@ class StraightforwardStep:
 
 
 def plain_decode(decoder: Decoder, code: Tensor, structure: Tensor) -> Tensor:
-    """The decoder, doubling its maps."""
+    """The decoder as it is described: doubled maps, and each norm by its formula."""
+
+    def adain(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        # an instance norm by a batch norm over one long row of channels
+        flat = F.batch_norm(y.reshape(1, -1, *y.shape[2:]), None, None, scale.flatten(), shift.flatten(), training=True)
+        return flat.view_as(y)
+
+    def by_sample(y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        flat = y.view(len(y), -1)
+        mean, deviation = flat.mean(1).view(-1, 1, 1, 1), flat.std(1).view(-1, 1, 1, 1)
+        return (y - mean) / (deviation + 1e-5) * gamma.view(1, -1, 1, 1) + beta.view(1, -1, 1, 1)
+
     x = structure
     slices = code.chunk(len(decoder.blocks), dim=1)
-    for block, scale, shift, part in zip(decoder.blocks, decoder.scales, decoder.shifts, slices, strict=True):
-        x = block(x, scale(part), shift(part))
+    for block, mlp1, mlp2, part in zip(decoder.blocks, decoder.scales, decoder.shifts, slices, strict=True):
+        (scale1, scale2), (shift1, shift2) = mlp1(part).chunk(2, dim=1), mlp2(part).chunk(2, dim=1)
+        y = block.first.activation(adain(block.first.conv(F.pad(x, (1, 1, 1, 1), mode="reflect")), scale1, shift1))
+        y = adain(block.second.conv(F.pad(y, (1, 1, 1, 1), mode="reflect")), scale2, shift2)
+        x = y.add_(x)
     for unit in decoder.upsampled:
         assert unit.norm is not None
         x = F.pad(F.interpolate(x, scale_factor=2, mode="nearest"), (2, 2, 2, 2), mode="reflect")
-        x = unit.activation(unit.norm(unit.conv(x)))
+        x = unit.activation(by_sample(unit.conv(x), unit.norm.gamma, unit.norm.beta))
     return decoder.finish(x)
 
 

@@ -247,10 +247,10 @@ def test_no_pass_is_made_twice_and_no_graph_is_kept_that_nobody_reads():
         network.register_forward_hook(lambda *_, name=name: calls[name].append(torch.is_grad_enabled()))
     step(LATE, [make_batch()])
     # Clean photographs give codes alone; then erased ones, the frozen view, and what the heads learn from.
-    assert calls["appearance"] == [False] * 4 + [True] * 8
-    assert calls["teacher"] == [False] * 4
-    # Without batch statistics, what belongs together goes through together: the decoder paints people as they are, then
-    # swapped, then swapped back.
+    assert calls["appearance"] == [False, True, True, True]
+    assert calls["teacher"] == [False]
+    # What belongs together goes through together: the decoder paints people as they are, then swapped, then swapped
+    # back.
     assert [len(calls[name]) for name in ("structure", "decoder", "discriminator")] == [2, 3, 3]
 
 

@@ -189,7 +189,7 @@ def erased(images, golden):
 
 def recorded(model, *, erases):
     """The tensors of a step on their way, under their golden names, filled as the networks are called."""
-    found, calls = {}, []
+    found, calls = {}, [0]
 
     def structure(module, inputs, output):
         if "s_a" not in found:
@@ -203,15 +203,13 @@ def recorded(model, *, erases):
             found.update(zip(("x_ba", "x_ab"), output.chunk(2), strict=True))
 
     def appearance(module, inputs, output):
-        names = "a", "b", "p_a", "p_b"
-        call = len(calls)
-        calls.append(module.training)
-        if call in (0, 1):
-            found[f"f_{names[call]}"] = output.code
-        first = 4 if erases else 0
-        if first <= call < first + 4:
-            who = ("p_a", "p_b", "pp_a", "pp_b")[call - first]
-            found[f"{who}_head1"], found[f"{who}_head2"] = output.primary, output.fine
+        if "f_a" not in found:
+            found["f_a"], found["f_b"], *_ = output.code.chunk(4)
+        if calls[0] == (1 if erases else 0):
+            for head, logits in (("head1", output.primary), ("head2", output.fine)):
+                names = (f"{who}_{head}" for who in ("p_a", "p_b", "pp_a", "pp_b"))
+                found.update(zip(names, logits.chunk(4), strict=True))
+        calls[0] += 1
 
     model.structure_encoder.register_forward_hook(structure)
     model.decoder.register_forward_hook(decoder)

@@ -37,6 +37,53 @@ def test_adaptive_instance_norm_forgets_brightness_and_contrast():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_written_gradients_of_both_norms_are_those_of_their_formulas(dtype):
+    def adaptive(x, scale, shift):
+        variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
+        return (x - mean) / (variance + 1e-5).sqrt() * scale[..., None, None] + shift[..., None, None]
+
+    def by_sample(x, gamma, beta):
+        deviation, mean = torch.std_mean(x, dim=(1, 2, 3), keepdim=True)
+        return (x - mean) / (deviation + 1e-5) * gamma[:, None, None] + beta[:, None, None]
+
+    x, of_y = (3 * normal(2, 3, 5, 4) + 1).to(dtype), normal(2, 3, 5, 4, seed=7).to(dtype)
+    norm = SampleNorm(3)
+
+    def sample_norm(x, gamma, beta):
+        return torch.func.functional_call(norm, {"gamma": gamma, "beta": beta}, (x,))
+
+    wide = torch.promote_types(dtype, torch.float32)  # what learned parameters are in
+    for found, formula, parameters in (
+        (adaptive_instance_norm, adaptive, (normal(2, 3, seed=1).to(dtype), normal(2, 3, seed=2).to(dtype))),
+        (sample_norm, by_sample, (normal(3, seed=1).to(wide), normal(3, seed=2).to(wide))),
+    ):
+        ours = [value.clone().requires_grad_() for value in (x, *parameters)]
+        theirs = [value.detach().double().requires_grad_() for value in ours]
+        grads = torch.autograd.grad(found(*ours), ours, of_y)
+        expected = torch.autograd.grad(formula(*theirs), theirs, of_y.double())
+        for value, grad, right in zip(ours, grads, expected, strict=True):
+            assert grad.dtype == value.dtype
+            rough = {} if dtype == torch.float64 else {"rtol": 2e-2, "atol": 2e-2}
+            torch.testing.assert_close(grad.double(), right, **rough)
+
+
+def test_both_norms_have_second_derivatives():
+    x, scale, shift = (normal(*shape).requires_grad_() for shape in ((2, 3, 3, 2), (2, 3), (2, 3)))
+    assert torch.autograd.gradgradcheck(adaptive_instance_norm, (x, scale, shift))
+    norm = SampleNorm(3).double()
+    assert torch.autograd.gradgradcheck(norm, (x,))
+
+
+def test_sample_norm_of_a_flat_map_is_the_shift_and_passes_finite_gradients():
+    norm = SampleNorm(2).double()
+    x = torch.full((1, 2, 3, 3), 4.0, dtype=torch.float64, requires_grad=True)
+    y = norm(x)
+    assert torch.equal(y, torch.zeros_like(y))
+    y.sum().backward()
+    assert x.grad.isfinite().all()
+
+
 def test_sample_norm_treats_every_sample_alone_with_the_unbiased_deviation():
     norm = SampleNorm(3).double()
     x = normal(2, 3, 4, 4) * torch.tensor([1.0, 50.0], dtype=torch.float64)[:, None, None, None]
@@ -113,7 +160,7 @@ def test_padding_is_of_the_kind_asked_for(kind, mode):
 )
 def test_activations_are_their_formulas(name, expected):
     x = normal(1, 2, 3, 3)
-    torch.testing.assert_close(make_activation(name).double()(x), expected(x))
+    torch.testing.assert_close(make_activation(name).double()(x.clone()), expected(x))
     unit = ConvUnit(2, 2, 1, activation=name).double()
     torch.testing.assert_close(unit(x), expected(unit.conv(x)))
 

@@ -30,6 +30,7 @@ from torch.func import functional_call
 
 from dgnet_gen import losses
 from dgnet_gen.model import DGNet
+from dgnet_gen.networks.batches import in_batches
 from dgnet_gen.networks.encoders import AppearanceOutput
 from dgnet_gen.pairs import PairBatch
 from dgnet_gen.settings import DGNetTrainConfig, LossWeights, OptimConfig
@@ -202,34 +203,33 @@ class Step:
 
     def _recognised(
         self, batch: PairBatch, draws: Draws, weights: Mapping[str, float], share: float
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Codes of anchors a, b, positives a, b, and the identity terms, whose gradients are added pass by pass."""
+    ) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
+        """Codes of anchors a, b, positives a, b, and the identity terms, whose gradients are added here."""
         encoder = self.model.appearance_encoder
-        photographs = batch.anchors_a, batch.anchors_b, batch.positives_a, batch.positives_b
-        codes = []
+        photographs = torch.cat([batch.anchors_a, batch.anchors_b, batch.positives_a, batch.positives_b])
+        codes: Sequence[Tensor] = ()
         if draws.erased is not None:
-            # When erased copies give the logits, the clean passes give codes alone, which have no gradient; their batch
+            # When erased copies give the logits, the clean pass gives codes alone, which have no gradient; its batch
             # statistics still count.
-            with torch.no_grad(), self.runtime.autocast():
-                codes = [encoder(images).code for images in photographs]
-        sums: dict[str, Tensor] = {}
-        labels = batch.labels_a, batch.labels_b
-        # Batch norm sees one batch at a time, in this order.
-        for number, images in enumerate(draws.erased or photographs):
-            with self.runtime.autocast():
-                seen = encoder(images)
-            if draws.erased is None:
-                codes.append(seen.code)
-            is_anchor, own = number < 2, labels[number % 2]
-            terms = {"identity" if is_anchor else "identity_positive": losses.identity(seen.primary, own)}
-            if is_anchor and self.teacher is not None:
-                # In the graph from the start: with weight 0 its gradients are 0 and not absent, so weight decay acts on
-                # the fine-grained head all along, as published.
-                terms["fine_real"] = losses.identity(seen.fine, own)
-            self._add_gradients(terms, weights, share)
-            for name, term in terms.items():
-                sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
-        return codes, sums
+            with torch.no_grad(), self.runtime.autocast(), in_batches(encoder, 4):
+                codes = encoder(photographs).code.chunk(4)
+        with self.runtime.autocast(), in_batches(encoder, 4):
+            seen = encoder(photographs if draws.erased is None else torch.cat(draws.erased))
+        if draws.erased is None:
+            codes = seen.code.chunk(4)
+        a, b, pa, pb = seen.primary.chunk(4)
+        l_a, l_b = batch.labels_a, batch.labels_b
+        terms = {
+            "identity": losses.identity(a, l_a) + losses.identity(b, l_b),
+            "identity_positive": losses.identity(pa, l_a) + losses.identity(pb, l_b),
+        }
+        if self.teacher is not None:
+            # In the graph from the start: with weight 0 its gradients are 0 and not absent, so weight decay acts on
+            # the fine-grained head all along, as published.
+            a, b, *_ = seen.fine.chunk(4)
+            terms["fine_real"] = losses.identity(a, l_a) + losses.identity(b, l_b)
+        self._add_gradients(terms, weights, share)
+        return codes, {name: term.detach() for name, term in terms.items()}
 
     @torch.no_grad()
     def _swapped(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
@@ -237,8 +237,8 @@ class Step:
         model, x_a, x_b = self.model, batch.anchors_a, batch.anchors_b
         with self.runtime.autocast():
             s_a, s_b = model.structure_encoder(to_gray(torch.cat([x_a, x_b]))).chunk(2)
-            a, b = _frozen(model.appearance_encoder, x_a, x_b, train_bn=True)
-            return model.decoder(torch.cat([a.code, b.code]), torch.cat([s_b, s_a])).chunk(2)
+            code = _frozen(model.appearance_encoder, torch.cat([x_a, x_b]), train_bn=True).code
+            return model.decoder(code, torch.cat([s_b, s_a])).chunk(2)
 
     def _discriminator_terms(self, batch: PairBatch, x_ba: Tensor, x_ab: Tensor) -> dict[str, Tensor]:
         weights, discriminator, gan = self.config.weights, self.model.discriminator, self.config.gan
@@ -260,7 +260,7 @@ class Step:
         swapped = torch.cat([made.x_ba, made.x_ab])
         terms: dict[str, Tensor] = {}
         with self.runtime.autocast():
-            again_a, again_b = _frozen(model.appearance_encoder, made.x_ba, made.x_ab, train_bn=config.train_bn)
+            again = _frozen(model.appearance_encoder, swapped, train_bn=config.train_bn)
             with _reading(model.discriminator):
                 swapped_maps = model.discriminator(swapped)
             if late["recon_structure"] > 0 or late["cycle"] > 0:
@@ -271,14 +271,12 @@ class Step:
                     with _reading(model.structure_encoder):
                         again_s = model.structure_encoder(gray)
             if late["cycle"] > 0:
-                x_aba, x_bab = model.decoder(torch.cat([again_a.code, again_b.code]), again_s).chunk(2)
+                x_aba, x_bab = model.decoder(again.code, again_s).chunk(2)
         # Two halves of equal size, each with a mean of its own.
         terms["adversarial"] = 2 * losses.adversarial(swapped_maps, config.gan)
-        terms["recon_identity"] = losses.identity(again_a.primary, l_a) + losses.identity(again_b.primary, l_b)
+        terms["recon_identity"] = 2 * losses.identity(again.primary, torch.cat([l_a, l_b]))
         if late["recon_appearance"] > 0:
-            terms["recon_appearance"] = losses.reconstruction(again_a.code, made.f_a) + losses.reconstruction(
-                again_b.code, made.f_b
-            )
+            terms["recon_appearance"] = 2 * losses.reconstruction(again.code, torch.cat([made.f_a, made.f_b]))
         if late["recon_structure"] > 0:
             terms["recon_structure"] = 2 * losses.reconstruction(again_s, made.structure)
         if late["cycle"] > 0:
@@ -292,22 +290,19 @@ class Step:
         """
         if self.teacher is None or weights["primary"] == weights["fine"] == 0:
             return {}
-        sums: dict[str, Tensor] = {}
         l_a, l_b = batch.labels_a, batch.labels_b
-        pairs = ((made.x_ba.detach(), l_a, l_b), (made.x_ab.detach(), l_b, l_a))
-        with self.runtime.autocast():
-            targets = [self.teacher.soft_labels(*pair) for pair in pairs]
-        for (images, _, pose), target in zip(pairs, targets, strict=True):
-            with self.runtime.autocast():
-                seen = self.model.appearance_encoder(images)
-            terms = {
-                "primary": losses.distillation(seen.primary, target),
-                "fine": losses.identity(seen.fine, pose),
-            }
-            self._add_gradients(terms, weights, share)
-            for name, term in terms.items():
-                sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
-        return sums
+        appearance, structure = torch.cat([l_a, l_b]), torch.cat([l_b, l_a])
+        swapped = torch.cat([made.x_ba, made.x_ab]).detach()
+        with self.runtime.autocast(), in_batches(self.model.appearance_encoder, 2):
+            target = self.teacher.soft_labels(swapped, appearance, structure, batches=2)
+            seen = self.model.appearance_encoder(swapped)
+        # Two halves of equal size, each with a mean of its own.
+        terms = {
+            "primary": 2 * losses.distillation(seen.primary, target),
+            "fine": 2 * losses.identity(seen.fine, structure),
+        }
+        self._add_gradients(terms, weights, share)
+        return {name: term.detach() for name, term in terms.items()}
 
     def _update_generator(self, iteration: int) -> None:
         """Step both optimizers, unless float16 gave gradients that are not finite; move the average."""
@@ -387,10 +382,10 @@ def _weigh(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
-def _frozen(encoder: nn.Module, *batches: Tensor, train_bn: bool) -> list[AppearanceOutput]:
-    """Outputs of the encoder as it is now: gradients reach the pictures, never its weights or running statistics.
+def _frozen(encoder: nn.Module, images: Tensor, *, train_bn: bool) -> AppearanceOutput:
+    """What the encoder as it is now says of two batches: gradients reach the pictures, never weights or statistics.
 
-    Dropout is off; batch norms use the batch if `train_bn`.
+    Dropout is off; batch norms use each batch if `train_bn`.
     """
     parameters = {name: parameter.detach() for name, parameter in encoder.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
@@ -400,7 +395,8 @@ def _frozen(encoder: nn.Module, *batches: Tensor, train_bn: bool) -> list[Appear
             if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 part.train()
     try:
-        return [functional_call(encoder, (parameters, buffers), (images,)) for images in batches]
+        with in_batches(encoder, 2):
+            return functional_call(encoder, (parameters, buffers), (images,))
     finally:
         encoder.train()
 
@@ -422,6 +418,7 @@ def make_optimizers(model: DGNet, optim: OptimConfig) -> dict[str, torch.optim.O
     small networks come last, scales before shifts; the appearance encoder has a group for the trunk and one per head.
     """
     adam: dict[str, Any] = {"betas": (float(optim.beta1), float(optim.beta2)), "weight_decay": optim.weight_decay}
+    adam["fused"] = True
     small_networks = ("scales.", "shifts.")
     decoder = list(model.decoder.named_parameters())
     generator = [
@@ -444,6 +441,7 @@ def make_optimizers(model: DGNet, optim: OptimConfig) -> dict[str, torch.optim.O
             momentum=optim.momentum,
             weight_decay=optim.weight_decay,
             nesterov=optim.momentum > 0,
+            fused=True,
         ),
     }
 

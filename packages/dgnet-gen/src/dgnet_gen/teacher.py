@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_gen.losses import soft_target
+from dgnet_gen.networks.batches import in_batches, norm_by_batch
 from reid_eval.errors import ReidError
 from reid_eval.files import file_fingerprint
 from reid_models.config import config_from_dict
@@ -68,6 +69,7 @@ class Teacher:
         self.networks, self.style, self.decay = networks, style, decay
         for trained in networks:
             trained.network.eval().requires_grad_(False)
+            norm_by_batch(trained.network)
             for part in trained.network.modules():
                 if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
                     part.train(train_bn)
@@ -103,15 +105,15 @@ class Teacher:
         return [trained.made_by for trained in self.networks]
 
     @torch.no_grad()
-    def soft_labels(self, images: Tensor, appearance: Tensor, structure: Tensor) -> Tensor:
-        """What the primary head is to say of pictures.
+    def soft_labels(self, images: Tensor, appearance: Tensor, structure: Tensor, batches: int = 1) -> Tensor:
+        """What the primary head is to say of pictures, which may be several batches of equal size after one another.
 
         Shapes:
-            images                 (B, 3, H, W)   network input
+            images                 (B, 3, H, W)   network input, B a multiple of batches
             appearance, structure  (B,)           labels of who lent clothes and pose
             returns                (B, K)         rows sum to 1, float32 at least
         """
-        said = [self.probabilities(trained, images) for trained in self.networks]
+        said = [self.probabilities(trained, images, batches) for trained in self.networks]
         return soft_target(said, appearance, structure, style=self.style, decay=self.decay)
 
     def recognised(self, images: Tensor, labels: Tensor) -> list[float]:
@@ -120,14 +122,16 @@ class Teacher:
         return [float((first == labels).float().mean()) for first in said]
 
     @torch.no_grad()
-    def probabilities(self, trained: TrainedNetwork, images: Tensor) -> Tensor:
+    def probabilities(self, trained: TrainedNetwork, images: Tensor, batches: int = 1) -> Tensor:
         """One network's identities (B, K) of images (B, 3, H, W), mean of the pictures as they are and mirrored."""
         if images.shape[-2:] != trained.image_hw:
             images = F.interpolate(images, size=trained.image_hw, mode="bilinear", antialias=True)
-        # Two passes, as batch norms see one batch at a time.
-        seen = [trained.network(view).logits for view in (images, images.flip(3))]
+        views = torch.cat([view for part in images.chunk(batches) for view in (part, part.flip(3))])
+        with in_batches(trained.network, 2 * batches):  # mirrored pictures are batches of their own
+            seen = trained.network(views).logits
         wide = torch.promote_types(images.dtype, torch.float32)
-        return torch.stack([logits.to(wide).softmax(1) for heads in seen for logits in heads]).mean(0)
+        said = torch.stack([logits.to(wide).softmax(1) for logits in seen])  # (heads, 2 B, K)
+        return said.unflatten(1, (batches, 2, -1)).mean(dim=(0, 2)).flatten(0, 1)
 
 
 def _load(path: Path, index: DatasetIndex) -> TrainedNetwork:

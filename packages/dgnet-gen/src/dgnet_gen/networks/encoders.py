@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgnet_gen.networks.batches import norm_by_batch
 from dgnet_gen.networks.layers import Activation, ConvUnit, Init, Padding, ResidualBlock, init_weights
 
 
@@ -106,6 +107,8 @@ class AppearanceEncoder(nn.Module):
     With one head, the published "plain" style, the code keeps its graph, and `normalise_code` gives it length 1.
     `enlarge_small` doubles pictures of up to 128 rows, as the published code does with whatever it encodes.
 
+    Several batches in one pass: see `dgnet_gen.networks.batches`.
+
     Shapes:
         images   (B, 3, H, W)
         returns  AppearanceOutput
@@ -134,6 +137,7 @@ class AppearanceEncoder(nn.Module):
         self.num_heads = 2 if heads == "two" else 1
         # With one head a module without parameters stands here, so that whoever lists both lists nothing.
         self.fine = _Head(num_features, bottleneck, num_ids, dropouts[1]) if heads == "two" else nn.Identity()
+        norm_by_batch(self)
 
     def forward(self, images: Tensor) -> AppearanceOutput:
         if self.enlarge_small and images.shape[2] <= 128:

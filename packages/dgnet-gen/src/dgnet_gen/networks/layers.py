@@ -9,7 +9,7 @@ variants of it add and then normalise once more, without parameters: "adain_seri
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,45 @@ def adaptive_instance_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float =
         scale, shift  (B, C)
         returns       (B, C, H, W)
     """
-    return torch.addcmul(shift[:, :, None, None], instance_norm(x, eps), scale[:, :, None, None])
+    return _AdaptiveNorm.apply(x, scale, shift, eps)
+
+
+class _AdaptiveNorm(torch.autograd.Function):
+    """The gradient is written out: two sums and one combination of two maps, half of what those of its parts read.
+
+    Computed in float32 at least.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+        b, c, h, w = x.shape
+        normalised, mean, rstd = torch.native_group_norm(_wide(x), None, None, b, c, h * w, c, eps)
+        ctx.save_for_backward(x, scale, shift, mean, rstd)
+        ctx.eps = eps
+        return torch.addcmul(_per_map(_wide(shift)), normalised, _per_map(_wide(scale))).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is asked for
+            y = torch.addcmul(_per_map(shift), instance_norm(x, ctx.eps), _per_map(scale))
+            return *torch.autograd.grad(y, (x, scale, shift), grad, create_graph=True), None
+        size = x.shape[2] * x.shape[3]
+        of_y, wide, factor = _wide(grad), _wide(x), _wide(scale) * rstd
+        total, product = of_y.sum((2, 3)), (of_y * wide).sum((2, 3))
+        along = (product - mean * total) * rstd  # of the gradient on what is normalised
+        of_x = -factor * along * rstd / size
+        constant = -factor * total / size - mean * of_x
+        through = torch.addcmul(_per_map(constant), wide, _per_map(of_x)).addcmul_(of_y, _per_map(factor))
+        return through.to(x.dtype), along.to(scale.dtype), total.to(shift.dtype), None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _per_map(values: Tensor) -> Tensor:
+    return values[..., None, None]
 
 
 class SampleNorm(nn.Module):
@@ -60,23 +98,50 @@ class SampleNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        deviation, mean = torch.std_mean(wide, dim=(1, 2, 3), correction=1, keepdim=True)
-        scale = self.gamma[:, None, None] / (deviation + 1e-5)
-        return torch.addcmul(self.beta[:, None, None] - mean * scale, wide, scale).to(x.dtype)
+        return _SampleNorm.apply(x, self.gamma, self.beta)
+
+
+class _SampleNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        size = c * h * w
+        _, mean, rstd = torch.native_group_norm(_wide(x), None, None, b, c, h * w, 1, 0.0)
+        deviation = math.sqrt(size / (size - 1)) / rstd
+        ctx.save_for_backward(x, gamma, beta, mean, deviation)
+        scale = gamma / (deviation + 1e-5)
+        return torch.addcmul(_per_map(beta - mean * scale), _wide(x), _per_map(scale)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        x, gamma, beta, mean, deviation = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is asked for
+            spread, middle = torch.std_mean(_wide(x), dim=(1, 2, 3), correction=1, keepdim=True)
+            y = _per_map(gamma) * (x - middle) / (spread + 1e-5) + _per_map(beta)
+            return torch.autograd.grad(y, (x, gamma, beta), _wide(grad), create_graph=True)
+        size = x[0].numel()
+        of_y, wide = _wide(grad), _wide(x)
+        total, product = of_y.sum((2, 3)), (of_y * wide).sum((2, 3))
+        along = product - mean * total  # (B, C), of the gradient on what lies above the mean
+        slope = 1 / (deviation + 1e-5)  # (B, 1)
+        of_x = -(along @ gamma)[:, None] * slope.square() / (deviation * (size - 1))
+        of_x = of_x.masked_fill(deviation == 0, 0.0)
+        constant = -(total @ gamma)[:, None] * slope / size - mean * of_x
+        through = torch.addcmul(_per_map(constant), wide, _per_map(of_x)).addcmul_(of_y, _per_map(gamma * slope))
+        return through.to(x.dtype), (along * slope).sum(0), total.sum(0)
 
 
 def make_activation(name: Activation) -> nn.Module:
-    """A non-linearity by name; the one that learns, prelu, has a single slope."""
+    """A non-linearity by name, in place where it can be; the one that learns, prelu, has a single slope."""
     match name:
         case "leaky_relu":
-            return nn.LeakyReLU(SLOPE)
+            return nn.LeakyReLU(SLOPE, inplace=True)
         case "relu":
-            return nn.ReLU()
+            return nn.ReLU(inplace=True)
         case "prelu":
             return nn.PReLU()
         case "selu":
-            return nn.SELU()
+            return nn.SELU(inplace=True)
         case "tanh":
             return nn.Tanh()
     raise ValueError(f"activation must be leaky_relu, relu, prelu, selu or tanh, got {name!r}")
@@ -156,10 +221,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, scales: Tensor | None = None, shifts: Tensor | None = None) -> Tensor:
         if scales is None or shifts is None:
-            return x + self.second(self.first(x))
+            return self.second(self.first(x)).add_(x)  # the gradient of no norm or convolution asks for its output
         scale1, scale2 = scales.chunk(2, dim=1)
         shift1, shift2 = shifts.chunk(2, dim=1)
-        return x + self.second(self.first(x, scale1, shift1), scale2, shift2)
+        return self.second(self.first(x, scale1, shift1), scale2, shift2).add_(x)
 
 
 class SelfAttention(nn.Module):
