@@ -341,9 +341,10 @@ def test_codes_are_looked_at_again_only_for_terms_that_count():
 def test_the_same_batch_twice_teaches_what_it_teaches_once(again):
     config = dataclasses.replace(CONFIG, networks=CALM)
     updated = []
+    gray = draw(make_batch(dtype=torch.float64), 3, erasing=0.0, encoder_again=1.0, tone=1.0).gray
     for count in (1, 2):
         step = make_step(config, dtype=torch.float64)
-        terms = step(LATE, [make_batch(dtype=torch.float64)] * count, [Draws(again, None)] * count)
+        terms = step(LATE, [make_batch(dtype=torch.float64)] * count, [Draws(again, None, gray)] * count)
         networks = step.model.networks()
         updated.append(
             (terms, {f"{n}.{k}": p.detach() for n, net in networks.items() for k, p in net.named_parameters()})
@@ -371,6 +372,22 @@ def test_erasing_changes_the_identity_terms_alone():
     changed = {name for name in terms[0] if terms[0][name] != pytest.approx(terms[1][name], rel=1e-6)}
     # The frozen view normalises by the batch, so what photographs did to running statistics does not matter.
     assert changed == {"identity", "identity_positive", "fine_real", "total"}
+
+
+def test_a_tone_is_seen_by_the_structure_encoder_and_by_nobody_else():
+    batch = make_batch()
+    gray = draw(batch, 3, erasing=0.0, encoder_again=1.0, tone=1.0).gray
+    step = make_step(dataclasses.replace(CONFIG, networks=CALM))
+    seen = []
+    step.model.structure_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    terms = [
+        step(0, [batch], [Draws(True, None, gray)]),
+        make_step(dataclasses.replace(CONFIG, networks=CALM))(0, [batch], [Draws(True, None)]),
+    ]
+    assert torch.equal(seen[0], gray)
+    assert not torch.allclose(gray, torch.cat([batch.anchors_a, batch.anchors_b]).mean(1, keepdim=True))
+    same = {name for name in terms[0] if terms[0][name] == pytest.approx(terms[1][name], rel=1e-6)}
+    assert same == {"identity", "identity_positive", "fine_real", "gradient_penalty"}
 
 
 def test_draws_follow_their_probabilities_and_their_seed():

@@ -120,7 +120,7 @@ def test_resuming_equals_never_having_stopped(index, tmp_path, num_workers):
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5])
 def test_stopping_anywhere_with_everything_on_equals_never_having_stopped(index, tmp_path, stop_at):
-    config = dataclasses.replace(WITH_TEACHER, accumulate=2, ema_decay=0.9, erasing=0.7, encoder_again=0.5)
+    config = dataclasses.replace(WITH_TEACHER, accumulate=2, ema_decay=0.9, erasing=0.7, tone=0.8, encoder_again=0.5)
     teachers = [make_teacher(tmp_path / "teacher", index), make_teacher(tmp_path / "other", index, seed=2)]
     whole = train_dgnet(config, index, tmp_path / "whole", cpu(), teachers=teachers)
     with pytest.raises(Stopped):

@@ -8,6 +8,7 @@ from reid_models.data.transforms import (
     MEAN,
     eval_transform,
     random_erasing,
+    random_tone,
     resize_pixels,
     to_gray,
     to_images,
@@ -111,3 +112,23 @@ def test_erasing_sets_one_rectangle_to_the_mean_colour_and_leaves_its_input_alon
 def test_erasing_happens_as_often_as_asked(probability, low, high):
     erased = random_erasing(torch.ones(200, 3, 16, 8), probability, generator=generator())
     assert low <= int((erased == 0).flatten(1).any(1).sum()) <= high
+
+
+def test_a_random_tone_is_a_curve_in_the_picture_s_own_range():
+    levels = torch.linspace(-2, 2, 32).repeat(50, 1, 4, 1) + torch.arange(50.0)[:, None, None, None]
+    toned = random_tone(levels, 1.0, generator=generator())
+    assert torch.equal(toned[:, :, 0], toned[:, :, 3])  # equal levels stay equal
+    assert (toned >= levels.amin((1, 2, 3), keepdim=True) - 1e-4).all()
+    assert (toned <= levels.amax((1, 2, 3), keepdim=True) + 1e-4).all()
+    # Straight between four values: of 30 second differences only those at the two inner values are not 0.
+    assert ((toned[:, 0, 0].diff(n=2, dim=1).abs() > 1e-4).sum(1) <= 4).all()
+    assert len({round(float(row[0]), 4) for row in toned[:, 0, 0] - levels[:, 0, 0]}) == 50  # each by its own curve
+    falling = (toned[:, 0, 0].diff(dim=1) < 0).any(1)
+    assert 5 < int(falling.sum()) < 45
+
+
+def test_no_share_of_a_tone_leaves_pictures_as_they_are_and_flat_ones_are_finite():
+    gray = torch.randn(3, 1, 8, 4)
+    assert torch.equal(random_tone(gray, 0.0, generator=generator()), gray)
+    assert random_tone(torch.ones(1, 1, 4, 4), 1.0, generator=generator()).isfinite().all()
+    assert torch.equal(random_tone(gray, 0.5, generator=generator(1)), random_tone(gray, 0.5, generator=generator(1)))

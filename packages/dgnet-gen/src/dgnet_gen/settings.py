@@ -119,6 +119,9 @@ class DGNetTrainConfig:
     pad_px: int = 10
     erasing: float = 0.5
     """probability of erasing a rectangle of what the identity losses see"""
+    tone: float = 0.0
+    """up to this share the grey levels of photographs follow a random curve before the structure encoder sees them, so
+    that what is bright and what is dark must come from the appearance; not published, where it is 0"""
     encoder_again: float = 0.5
     """probability that re-encoding a swapped picture trains the structure encoder instead of the picture"""
     train_bn: bool = True
@@ -147,9 +150,10 @@ class DGNetTrainConfig:
         for name in ("num_workers", "cache_mib", "pad_px", "keep_every", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must be 0 or more, got {getattr(self, name)}")
-        for name in ("flip", "erasing", "encoder_again"):
+        for name in ("flip", "erasing", "encoder_again", "tone"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: is a probability, expected 0 to 1, got {getattr(self, name):g}")
+                kind = "share" if name == "tone" else "probability"
+                raise ConfigError(f"{name}: is a {kind}, expected 0 to 1, got {getattr(self, name):g}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: must be at least 0 and below 1, got {self.ema_decay:g}")
         if self.batch_size < 2:

@@ -36,7 +36,7 @@ from dgnet_gen.pairs import PairBatch
 from dgnet_gen.settings import DGNetTrainConfig, LossWeights, OptimConfig
 from dgnet_gen.teacher import Teacher
 from reid_eval.errors import ReidError
-from reid_models.data.transforms import random_erasing, to_gray
+from reid_models.data.transforms import random_erasing, random_tone, to_gray
 from reid_models.runtime import Runtime
 
 MOST_SKIPPED = 50
@@ -55,16 +55,22 @@ class Draws:
     """whether re-encoding a swapped picture trains the structure encoder; otherwise it trains the picture"""
     erased: tuple[Tensor, ...] | None
     """anchors a, b, positives a, b with rectangles erased, for the identity losses; None when nothing is ever erased"""
+    gray: Tensor | None = None
+    """anchors a, b as the structure encoder sees them, if not as they are"""
 
 
-def draw(batch: PairBatch, seed: int, *, erasing: float, encoder_again: float) -> Draws:
-    """The draws of a batch. `erasing` and `encoder_again` are probabilities."""
+def draw(batch: PairBatch, seed: int, *, erasing: float, encoder_again: float, tone: float = 0.0) -> Draws:
+    """The draws of a batch. `erasing` and `encoder_again` are probabilities, `tone` is a share."""
     generator = torch.Generator().manual_seed(seed)
     photographs = batch.anchors_a, batch.anchors_b, batch.positives_a, batch.positives_b
     erased = None
     if erasing > 0:
         erased = tuple(random_erasing(images, erasing, generator=generator) for images in photographs)
-    return Draws(bool(torch.rand((), generator=generator) < encoder_again), erased)
+    trains_encoder = bool(torch.rand((), generator=generator) < encoder_again)
+    gray = None
+    if tone > 0:
+        gray = random_tone(to_gray(torch.cat([batch.anchors_a, batch.anchors_b])), tone, generator=generator)
+    return Draws(trains_encoder, erased, gray)
 
 
 @dataclass(frozen=True)
@@ -145,9 +151,9 @@ class Step:
             optimizer.zero_grad(set_to_none=True)
         weights, share = _weights(self.config.weights, iteration), 1 / len(parts)
         made = self._make(parts[0], draws[0], weights, share) if len(parts) == 1 else None
-        for part in parts:
+        for part, drawn in zip(parts, draws, strict=True):
             # Of several batches no graph is kept until the discriminator has learnt from all: they are made twice.
-            x_ba, x_ab = (made.x_ba, made.x_ab) if made else self._swapped(part)
+            x_ba, x_ab = (made.x_ba, made.x_ab) if made else self._swapped(part, drawn)
             terms = self._discriminator_terms(part, x_ba, x_ab)
             add(terms | (made.terms if made else {}), part)
             (share * terms["discriminator"]).backward()
@@ -177,13 +183,13 @@ class Step:
     def _draw(self, part: PairBatch, number: int) -> Draws:
         config = self.config
         seed = config.seed * 1_000_003 + number
-        return draw(part, seed, erasing=config.erasing, encoder_again=config.encoder_again)
+        return draw(part, seed, erasing=config.erasing, encoder_again=config.encoder_again, tone=config.tone)
 
     def _make(self, batch: PairBatch, draws: Draws, weights: Mapping[str, float], share: float) -> _Made:
         """Codes, swapped pictures, and the gradients of all terms of photographs."""
         model, x_a, x_b = self.model, batch.anchors_a, batch.anchors_b
         with self.runtime.autocast():
-            structure = model.structure_encoder(to_gray(torch.cat([x_a, x_b])))
+            structure = model.structure_encoder(_seen_gray(batch, draws))
         leaf = structure.detach().requires_grad_()
         s_a, s_b = leaf.chunk(2)
         codes, terms = self._recognised(batch, draws, weights, share)
@@ -232,11 +238,11 @@ class Step:
         return codes, {name: term.detach() for name, term in terms.items()}
 
     @torch.no_grad()
-    def _swapped(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    def _swapped(self, batch: PairBatch, draws: Draws) -> tuple[Tensor, Tensor]:
         """x_ba and x_ab alone, without a trace in the running statistics."""
         model, x_a, x_b = self.model, batch.anchors_a, batch.anchors_b
         with self.runtime.autocast():
-            s_a, s_b = model.structure_encoder(to_gray(torch.cat([x_a, x_b]))).chunk(2)
+            s_a, s_b = model.structure_encoder(_seen_gray(batch, draws)).chunk(2)
             code = _frozen(model.appearance_encoder, torch.cat([x_a, x_b]), train_bn=True).code
             return model.decoder(code, torch.cat([s_b, s_a])).chunk(2)
 
@@ -380,6 +386,10 @@ def _weights(weights: LossWeights, iteration: int) -> dict[str, float]:
 
 def _weigh(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+def _seen_gray(batch: PairBatch, draws: Draws) -> Tensor:
+    return to_gray(torch.cat([batch.anchors_a, batch.anchors_b])) if draws.gray is None else draws.gray
 
 
 def _frozen(encoder: nn.Module, images: Tensor, *, train_bn: bool) -> AppearanceOutput:

@@ -111,3 +111,19 @@ def random_erasing(images: Tensor, probability: float, *, generator: torch.Gener
                 image[:, top : top + erased_h, left : left + erased_w] = 0
                 break
     return images
+
+
+def random_tone(gray: Tensor, most: float, *, generator: torch.Generator) -> Tensor:
+    """Grey pictures (B, 1, H, W) whose levels follow a random curve, by a share that is uniform in 0..`most`.
+
+    The curve of a picture goes straight between four random values in its own range, so it may fall: edges mostly stay,
+    what is bright and what is dark does not.
+    """
+    shares = most * torch.rand(len(gray), 1, 1, 1, generator=generator)
+    knots = torch.rand(len(gray), 4, generator=generator).to(gray)
+    low, high = gray.amin((1, 2, 3), keepdim=True), gray.amax((1, 2, 3), keepdim=True)
+    place = 3 * (gray - low) / (high - low).clamp(min=1e-6)
+    left = place.floor().clamp(max=2)
+    before, after = (knots.gather(1, (left + step).long().flatten(1)).view_as(gray) for step in (0, 1))
+    curved = low + (high - low) * torch.lerp(before, after, place - left)
+    return torch.lerp(gray, curved, shares.to(gray))
