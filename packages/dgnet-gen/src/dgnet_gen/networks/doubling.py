@@ -32,13 +32,13 @@ def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None, *, reflect:
     # reaches the first and last row and column of the output, through one row or column of the kernel.
     top, beside_top, beside_bottom, bottom = _edges(x, 2)  # each (B, C_in, 1, W)
     far, near = torch.cat([beside_top, beside_bottom], 2), torch.cat([top, bottom], 2)
-    ring = F.pad(_doubled(far, 3), (2, 2, 0, 0), mode="reflect") - F.pad(
-        _doubled(near, 3), (2, 2, 0, 0), mode="replicate"
-    )
+    first, last = near[:, :, :, :1].expand(-1, -1, -1, 2), near[:, :, :, -1:].expand(-1, -1, -1, 2)
+    ring = F.pad(_doubled(far, 3), (2, 2, 0, 0), mode="reflect") - torch.cat([first, _doubled(near, 3), last], 3)
     rows = _along(ring, weight[:, :, [0, 4]])
     left, beside_left, beside_right, right = _edges(x, 3)  # each (B, C_in, H, 1)
     ring = _doubled(torch.cat([beside_left - left, beside_right - right], 3), 2)
-    ring = F.pad(F.pad(ring, (0, 0, 1, 1), mode="replicate"), (0, 0, 1, 1))  # the corners are in the rows already
+    ring = torch.cat([ring[:, :, :1], ring, ring[:, :, -1:]], 2)
+    ring = F.pad(ring, (0, 0, 1, 1))  # the corners are in the rows already
     columns = _along(ring.transpose(2, 3), weight[:, :, :, [0, 4]].transpose(2, 3)).transpose(2, 3)
     y.index_add_(2, torch.tensor([0, y.shape[2] - 1], device=x.device), rows)
     return y.index_add_(3, torch.tensor([0, y.shape[3] - 1], device=x.device), columns)
