@@ -18,7 +18,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-Metric = Literal["cosine", "euclidean", "hamming"]
+Metric = Literal["cosine", "euclidean", "dot", "hamming", "hamming-packed"]
+Side = Literal["query", "gallery"]
 
 # Columns, pairs and vectors taken at a time: enough for a fast product, and a few megabytes of float64.
 _COLUMNS = 4096
@@ -66,13 +67,26 @@ class ArrayVectors:
 class MetricVectors:
     """Some rows of an array, made such that their squared Euclidean distances rank as the metric does.
 
-    cosine     scaled to length 1: the squared distance is 2 - 2 cos
-    euclidean  times 2 ** exponent, which is exact
-    hamming    1 for a positive entry and 0 for the others: the squared distance is the number of differing bits
+    cosine          scaled to length 1: the squared distance is 2 - 2 cos
+    euclidean       times 2 ** exponent, which is exact
+    dot             the same, and gallery vectors are lengthened by two entries to the squared length `longest_sq`, so
+                    that the squared distance is |x|^2 + longest_sq - 2 x y; the second holds what the first rounds off
+    hamming         1 for a positive entry and 0 for the others: the squared distance is the number of differing bits
+    hamming-packed  the same for bytes, each of which holds eight bits
     """
 
-    def __init__(self, array: np.ndarray, rows: np.ndarray, metric: Metric, exponent: int = 0) -> None:
+    def __init__(
+        self,
+        array: np.ndarray,
+        rows: np.ndarray,
+        metric: Metric,
+        exponent: int = 0,
+        *,
+        side: Side = "query",
+        longest_sq: float = 0.0,
+    ) -> None:
         self.array, self.rows, self.metric, self.exponent = array, rows, metric, exponent
+        self.side, self.longest_sq = side, longest_sq
         self.first = (
             int(rows[0]) if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))) else None
         )
@@ -82,7 +96,8 @@ class MetricVectors:
 
     @property
     def num_features(self) -> int:
-        return int(self.array.shape[1])
+        stored = int(self.array.shape[1])
+        return {"dot": stored + 2, "hamming-packed": 8 * stored}.get(self.metric, stored)
 
     def take(self, rows: np.ndarray | slice) -> np.ndarray:
         found = self._stored(rows)
@@ -91,8 +106,22 @@ class MetricVectors:
                 return unit_length(found)
             case "euclidean":
                 return np.ldexp(found, self.exponent)
+            case "dot":
+                return self._lengthened(np.ldexp(found, self.exponent))
             case "hamming":
                 return (found > 0).astype(np.float32)
+            case "hamming-packed":
+                return np.unpackbits(found.astype(np.uint8), axis=1).astype(np.float32)
+
+    def _lengthened(self, vectors: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(vectors), self.num_features), dtype=np.float32)
+        found[:, :-2] = vectors
+        if self.side == "gallery":
+            missing = np.maximum(self.longest_sq - squared_lengths(vectors), 0)
+            found[:, -2] = np.sqrt(missing)
+            found[:, -2] = np.nextafter(found[:, -2], np.float32(0))  # no longer than what is missing
+            found[:, -1] = np.sqrt(np.maximum(missing - found[:, -2].astype(np.float64) ** 2, 0))
+        return found
 
     def _stored(self, rows: np.ndarray | slice) -> np.ndarray:
         if self.first is not None and isinstance(rows, slice):  # a run of rows needs no copy
