@@ -7,7 +7,7 @@
     .venv/bin/python benchmarks/rank.py large --size million    # 10,000 x 1,000,000 from a mapped file of 2 GB
 
 Each way runs in a process of its own on the same made-up crowd, so its peak memory is its own; what two ways found has
-to agree. Times of one run can be compared, those of different machines cannot.
+to agree. Ratios are of processor time, within one run; times of different machines cannot be compared.
 
 The compiled evaluators of torchreid and fast-reid are one program: argsort of all rows, then a compiled loop down each.
 If its module can be imported (`rank_cy`, built from the package fastreid and put on PYTHONPATH) it is measured; the
@@ -267,6 +267,7 @@ def rerank_matrix_plainly(inputs: tuple[np.ndarray, int]) -> Any:
 @dataclass(frozen=True)
 class Measured:
     elapsed_s: float
+    cpu_s: float  # of all threads; what else runs on the machine disturbs it little
     beyond_mib: float  # at the peak, beyond the inputs; Python and its packages count
     found: Any
 
@@ -277,15 +278,15 @@ def measure(prepare: Prepare, work: Work, what: Crowd, answer: Connection) -> No
     peak_mib, done = [0.0], threading.Event()
     watch = threading.Thread(target=_watch, args=(peak_mib, done))
     watch.start()
-    start_s = time.perf_counter()
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
     found = work(inputs)
-    elapsed_s = time.perf_counter() - start_s
+    elapsed_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
     done.set()
     watch.join()
     if not what.mapped:
         peak_mib[0] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
         peak_mib[0] -= sum(array.nbytes for array in arrays) / 2**20
-    answer.send(Measured(elapsed_s, peak_mib[0], found))
+    answer.send(Measured(elapsed_s, cpu_s, peak_mib[0], found))
 
 
 def _watch(peak_mib: list[float], done: threading.Event) -> None:
@@ -304,10 +305,8 @@ def in_its_own_process(prepare: Prepare, work: Work, what: Crowd) -> Measured:
     theirs.close()
     measured: Measured = ours.recv()
     process.join()
-    print(
-        f"  {work.__name__:<28}{measured.elapsed_s:>10.2f} s{measured.beyond_mib:>9.0f} MiB beyond the input",
-        flush=True,
-    )
+    print(f"  {work.__name__:<28}{measured.cpu_s:>10.2f} s of processor time in {measured.elapsed_s:.2f} s", end="")
+    print(f"{measured.beyond_mib:>9.0f} MiB beyond the input", flush=True)
     return measured
 
 
@@ -325,7 +324,7 @@ def from_distances(what: Crowd) -> None:
         for other in others:
             theirs = in_its_own_process(distances_and_labels, other, one)
             assert abs(ours.found - theirs.found) < 1e-5, (ours.found, theirs.found)  # they sum in float32
-            print(f"    ours is {theirs.elapsed_s / ours.elapsed_s:.1f} x as fast")
+            print(f"    ours is {theirs.cpu_s / ours.cpu_s:.1f} x as fast")
         if what.num_junk:
             print("  the same with junk left out")
             in_its_own_process(distances_and_labels, count, replace(what, noise=noise))
@@ -334,7 +333,7 @@ def from_distances(what: Crowd) -> None:
 def beside_the_product(work: Work, product: Work, what: Crowd) -> Measured:
     ours = in_its_own_process(crowd, work, what)
     alone = in_its_own_process(crowd, product, what)
-    print(f"    ours takes {ours.elapsed_s / alone.elapsed_s:.2f} x the time of the product")
+    print(f"    ours takes {ours.cpu_s / alone.cpu_s:.2f} x the time of the product")
     return ours
 
 
@@ -364,7 +363,7 @@ def compare(
     # Products of vectors differ in the last bits, so here and there two neighbours change places.
     differing = np.mean(np.abs(our.found - other.found) > 1e-4)
     assert differing < 1e-3, differing
-    print(f"    ours is {other.elapsed_s / our.elapsed_s:.1f} x as fast; ", end="")
+    print(f"    ours is {other.cpu_s / our.cpu_s:.1f} x as fast; ", end="")
     print(f"{100 * differing:.4f}% of the distances differ by more than 0.0001")
 
 

@@ -13,6 +13,7 @@ they can be off; the few that this leaves open are then taken exactly, so speed 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -21,10 +22,11 @@ import numpy as np
 Metric = Literal["cosine", "euclidean", "dot", "hamming", "hamming-packed"]
 Side = Literal["query", "gallery"]
 
-# Columns, pairs and vectors taken at a time: enough for a fast product, and a few megabytes of float64.
+# Columns and pairs taken at a time, and entries of vectors: enough for a fast product, and no more float64 than a
+# processor's cache holds where every entry is looked at once.
 _COLUMNS = 4096
-_PAIRS = 128
-_VECTORS = 1024
+_PAIRS = 32
+_ENTRIES = 2**18
 
 # Squared distances below this share of |x|^2 + |y|^2 are rounding of the float64 sum: the vectors are the same.
 _RESOLUTION = 1e-12
@@ -162,19 +164,24 @@ def unit_length(features: np.ndarray) -> np.ndarray:
         returns   (N, D)  float32; a zero vector stays zero
     """
     scaled = np.empty(features.shape, dtype=np.float32)
-    for start in range(0, len(features), _VECTORS):
-        wide = features[start : start + _VECTORS].astype(np.float64)
+    for some in _some_rows(features):
+        wide = features[some].astype(np.float64)
         lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-        scaled[start : start + _VECTORS] = wide / np.where(lengths > 0, lengths, 1)[:, None]
+        scaled[some] = wide / np.where(lengths > 0, lengths, 1)[:, None]
     return scaled
+
+
+def _some_rows(vectors: np.ndarray) -> Iterator[slice]:
+    rows = max(1, _ENTRIES // max(1, vectors.shape[1]))
+    return (slice(start, start + rows) for start in range(0, len(vectors), rows))
 
 
 def squared_lengths(vectors: np.ndarray) -> np.ndarray:
     """Squared lengths (N,) float64 of vectors (N, D), summed in float64."""
     lengths_sq = np.empty(len(vectors))
-    for start in range(0, len(vectors), _VECTORS):
-        wide = vectors[start : start + _VECTORS].astype(np.float64)
-        lengths_sq[start : start + _VECTORS] = np.einsum("nd,nd->n", wide, wide)
+    for some in _some_rows(vectors):
+        wide = vectors[some].astype(np.float64)
+        lengths_sq[some] = np.einsum("nd,nd->n", wide, wide)
     return lengths_sq
 
 
@@ -202,14 +209,18 @@ def squared_distances_to(rows: np.ndarray, columns: Vectors, first: int = 0) -> 
     return distance_sq
 
 
-def paired_squared_distances(x: Vectors, first: np.ndarray, y: Vectors, second: np.ndarray) -> np.ndarray:
+def paired_squared_distances(
+    x: Vectors, first: np.ndarray, y: Vectors, second: np.ndarray, *, y_sq: np.ndarray | None = None
+) -> np.ndarray:
     """Squared Euclidean distances between `x[first[m]]` and `y[second[m]]`; fast where `first` repeats itself.
 
     Shapes:
         first, second  (M,)  rows of x and of y
+        y_sq           (N,)  the `squared_lengths` of all of y, if they are known
         returns        (M,)  float32, the values `squared_distances` gives for these pairs
     """
     distance_sq = np.empty(len(first), dtype=np.float32)
+    buffer = np.empty((min(_PAIRS, len(first)), y.num_features))
     changes = np.flatnonzero(np.diff(first)) + 1
     for run_start, run_stop in pairwise([0, *changes.tolist(), len(first)]):
         if run_start == run_stop:
@@ -217,11 +228,11 @@ def paired_squared_distances(x: Vectors, first: np.ndarray, y: Vectors, second: 
         wide_x = x.take(first[run_start : run_start + 1])[0].astype(np.float64)
         x_sq = np.einsum("d,d->", wide_x, wide_x)
         for start in range(run_start, run_stop, _PAIRS):
-            some = slice(start, min(start + _PAIRS, run_stop))
-            wide_y = y.take(second[some]).astype(np.float64)
-            distance_sq[some] = _combine(
-                x_sq + np.einsum("md,md->m", wide_y, wide_y), np.einsum("md,d->m", wide_y, wide_x)
-            )
+            some = second[start : min(start + _PAIRS, run_stop)]
+            wide_y = buffer[: len(some)]
+            wide_y[...] = y.take(some)
+            some_sq = np.einsum("md,md->m", wide_y, wide_y) if y_sq is None else y_sq[some]
+            distance_sq[start : start + len(some)] = _combine(x_sq + some_sq, wide_y @ wide_x)
     return distance_sq
 
 

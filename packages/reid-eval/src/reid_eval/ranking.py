@@ -767,7 +767,12 @@ def _needed(
     labels = 100 * len(who.features) + 60 * num_gallery + 100 * len(who.answers.rows)
     pooled = 4 * num_query * length if who.multi_query is not None else 0
     # Vectors as stored and as compared, rough distances and their scratch, and pairs in float64.
-    ranking = 8 * gallery * length + 16 * queries * length + 9 * queries * gallery + 48 * 2048 * length
+    ranking = (
+        (8 * gallery + 4 * (num_query if num_query <= gallery else 0)) * length
+        + 16 * queries * length
+        + 9 * queries * gallery
+        + 48 * 2048 * length
+    )
     if single_shot is not None:
         ranking = max(ranking, 12 * queries * num_gallery + 24 * 4096 * length)
     reranking = 0
@@ -900,30 +905,41 @@ def _plain_scores(who: Contest, plan: MemoryPlan, ties: Ties) -> tuple[QueryScor
     """
     answers, length = who.answers, who.gallery.num_features
     num_query, num_gallery = len(who.query), len(who.gallery)
+    query: Vectors = who.query
     gallery: Vectors = who.gallery
-    if num_gallery <= plan.block_gallery:  # one block holds all of it, so it is prepared only once
+    gallery_sq = None
+    if num_query <= plan.block_gallery:  # prepared only once
+        query = ArrayVectors(query.take(slice(0, num_query)))
+    if num_gallery <= plan.block_gallery:
         gallery = ArrayVectors(gallery.take(slice(0, num_gallery)))
-    right = paired_squared_distances(who.query, answers.query_of, gallery, answers.rows)
-    counts = PlaceCounts(answers, right, ties=ties)
+        gallery_sq = squared_lengths(gallery.take(slice(0, num_gallery)))
+    blocks = [
+        slice(start, min(start + plan.block_queries, num_query)) for start in range(0, num_query, plan.block_queries)
+    ]
+    right = [
+        paired_squared_distances(ArrayVectors(query.take(some)), here.query_of, gallery, here.rows, y_sq=gallery_sq)
+        for some in blocks
+        for here in [answers.queries(some.start, some.stop)]
+    ]
+    counts = PlaceCounts(answers, np.concatenate(right), ties=ties)
     buffer = np.empty(2 * plan.block_queries * min(plan.block_gallery, num_gallery), dtype=np.float32)
+    binary = who.metric in ("hamming", "hamming-packed")  # sums of ones: no product is rough
     with progress("ranking", num_gallery) as bar:
         for first_column in range(0, num_gallery, plan.block_gallery):
             columns = gallery.take(slice(first_column, first_column + plan.block_gallery))
-            columns_sq = squared_lengths(columns)
-            for first_query in range(0, num_query, plan.block_queries):
-                rows = who.query.take(slice(first_query, first_query + plan.block_queries))
+            columns_sq = squared_lengths(columns) if gallery_sq is None else gallery_sq
+            for some in blocks:
+                rows = query.take(some)
                 rows_sq = squared_lengths(rows)
                 out = buffer[: 2 * len(rows) * len(columns)].reshape(2, len(rows), len(columns))
-                block = rough_distances(rows, columns, columns_sq.astype(np.float32), out)
-                some = _ExactPairs(ArrayVectors(rows), first_query, ArrayVectors(columns), first_column)
-                binary = who.metric in ("hamming", "hamming-packed")  # sums of ones: no product is rough
+                exact = _ExactPairs(ArrayVectors(rows), some.start, ArrayVectors(columns), first_column, columns_sq)
                 counts.add(
-                    block,
-                    first_query=first_query,
+                    rough_distances(rows, columns, columns_sq.astype(np.float32), out),
+                    first_query=some.start,
                     first_column=first_column,
                     less=rows_sq,
                     error=np.zeros(len(rows)) if binary else rough_error(rows_sq, float(columns_sq.max()), length),
-                    exact=None if binary else some,
+                    exact=None if binary else exact,
                 )
             bar.advance(len(columns))
     num_copies = len(np.unique(answers.query_of[counts.distances == 0]))
@@ -938,9 +954,11 @@ class _ExactPairs:
     first_row: int
     columns: Vectors
     first_column: int
+    columns_sq: np.ndarray
 
     def __call__(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        return paired_squared_distances(self.rows, queries - self.first_row, self.columns, gallery - self.first_column)
+        rows, columns = queries - self.first_row, gallery - self.first_column
+        return paired_squared_distances(self.rows, rows, self.columns, columns, y_sq=self.columns_sq)
 
 
 def _scores_of_blocks(
