@@ -209,16 +209,17 @@ def rank(
         report, swept = ranking.rank_swept(features, grid, ties=ties, **how)
         if grid and not sweep:
             report = report.with_reranked(grid[0], swept[0])
+        behind = details_of(features, report) if details and not card else None
         if card:
             click.echo(json.dumps(report.card, indent=2))
         elif as_json:
-            click.echo(report.to_json(list(zip(grid, swept, strict=True)) if sweep else None))
+            click.echo(report.to_json(list(zip(grid, swept, strict=True)) if sweep else None, behind))
         else:
             click.echo(report.to_text())
             if sweep:
                 click.echo("\n" + ranking.sweep_text(grid, swept))
-            if details:
-                click.echo("\n" + details_of(features, report).to_text())
+            if behind is not None:
+                click.echo("\n" + behind.to_text())
         if csv_file is not None:
             write_text(csv_file, report.to_csv(features))
             click.echo(f"wrote {csv_file}", err=True)

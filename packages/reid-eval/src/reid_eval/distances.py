@@ -89,9 +89,6 @@ class MetricVectors:
     ) -> None:
         self.array, self.rows, self.metric, self.exponent = array, rows, metric, exponent
         self.side, self.longest_sq = side, longest_sq
-        self.first = (
-            int(rows[0]) if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))) else None
-        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -102,7 +99,13 @@ class MetricVectors:
         return {"dot": stored + 2, "hamming-packed": 8 * stored}.get(self.metric, stored)
 
     def take(self, rows: np.ndarray | slice) -> np.ndarray:
-        found = self._stored(rows)
+        wanted = self.rows[rows]
+        found = np.empty((len(wanted), self.num_features), dtype=np.float32)
+        for some in _some_rows(found):
+            found[some] = self._compared(self._stored(wanted[some]))
+        return found
+
+    def _compared(self, found: np.ndarray) -> np.ndarray:
         match self.metric:
             case "cosine":
                 return unit_length(found)
@@ -125,11 +128,10 @@ class MetricVectors:
             found[:, -1] = np.sqrt(np.maximum(missing - found[:, -2].astype(np.float64) ** 2, 0))
         return found
 
-    def _stored(self, rows: np.ndarray | slice) -> np.ndarray:
-        if self.first is not None and isinstance(rows, slice):  # a run of rows needs no copy
-            start, stop, _ = rows.indices(len(self.rows))
-            return self.array[self.first + start : self.first + stop]
-        return self.array[self.rows[rows]]
+    def _stored(self, rows: np.ndarray) -> np.ndarray:
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():  # a run needs no copy
+            return self.array[rows[0] : rows[-1] + 1]
+        return self.array[rows]
 
 
 class JoinedVectors:
@@ -172,7 +174,7 @@ def unit_length(features: np.ndarray) -> np.ndarray:
 
 
 def _some_rows(vectors: np.ndarray) -> Iterator[slice]:
-    rows = max(1, _ENTRIES // max(1, vectors.shape[1]))
+    rows = max(1, _ENTRIES // vectors.shape[1])
     return (slice(start, start + rows) for start in range(0, len(vectors), rows))
 
 

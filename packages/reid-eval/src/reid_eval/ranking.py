@@ -25,7 +25,7 @@ import logging
 import platform
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -60,6 +60,7 @@ from reid_eval.rerank import (
 from reid_eval.scores import REPORTED_RANKS, QueryScores, SingleShot, SingleShotCurves, scores_from_places
 
 if TYPE_CHECKING:
+    from reid_eval.details import Details
     from reid_eval.report import MetricResult
 
 logger = logging.getLogger(__name__)
@@ -137,14 +138,18 @@ class RankReport:
             lines.append(f"{label:<17}" + "".join(f"{100 * value:>11.2f}%" for value in values))
         return "\n".join([*lines, "", *self._remarks()])
 
-    def to_json(self, swept: Sequence[tuple[RerankParams, QueryScores]] | None = None) -> str:
-        """One JSON object: fractions 0..1 at full precision, counts and conventions, and what a sweep gave."""
+    def to_json(
+        self, swept: Sequence[tuple[RerankParams, QueryScores]] | None = None, details: Details | None = None
+    ) -> str:
+        """One JSON object: fractions 0..1 at full precision, counts and conventions, what a sweep gave, and details."""
         scores: dict[str, Any] = {
             "plain": _scores_json(self.plain),
             "reranked": None if self.reranked is None else _scores_json(self.reranked),
         }
         if swept is not None:
             scores["sweep"] = [{**_params_json(params), **_scores_json(found)} for params, found in swept]
+        if details is not None:
+            scores["details"] = asdict(details)
         return json.dumps({**scores, **self.card}, indent=2)
 
     def to_csv(self, features: ReidFeatures) -> str:
