@@ -1,9 +1,9 @@
 """Time and memory of ranking and re-ranking, beside the ways they are usually written.
 
     .venv/bin/python benchmarks/rank.py                    # everything but large, small: some seconds
-    .venv/bin/python benchmarks/rank.py --size market      # as large as Market-1501: ten minutes and 12 GB
+    .venv/bin/python benchmarks/rank.py --size market      # as large as Market-1501: minutes, and more than 8 GB
     .venv/bin/python benchmarks/rank.py matrix features --size market
-    .venv/bin/python benchmarks/rank.py large --size msmt17     # re-ranked within 8 GiB: half an hour
+    .venv/bin/python benchmarks/rank.py large --size msmt17     # re-ranked within 8 GiB: long
     .venv/bin/python benchmarks/rank.py large --size million    # 10,000 x 1,000,000 from a mapped file of 2 GB
 
 Each way runs in a process of its own on the same made-up crowd, so its peak memory is its own; what two ways found has
