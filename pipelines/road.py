@@ -334,7 +334,7 @@ def _ranking(road: Road, data: DatasetIndex) -> list[MetricResult]:
         embedder = load_embedder(road.teacher_run, device=road.device, untrained=untrained)
         features = extract_features(embedder, data)
         features.save(road.teacher_run / (f"features_{name}.npz" if name else "features.npz"))
-        report = rank(features, rerank=rerank_params(features))
+        report = rank(features, rerank=rerank_params(features), even_if_collapsed=True)
         results += [_renamed(result, name) for result in report.metrics()]
     return [result for result in results if not result.name.endswith("_rerank_untrained")]
 

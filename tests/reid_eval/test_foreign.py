@@ -10,6 +10,7 @@ from reid_eval.cli import main
 from reid_eval.features import FeatureFileError, ReidFeatures
 from reid_eval.foreign import load_features, load_features_and_labels
 from reid_eval.ranking import rank
+from reid_eval.rerank import RerankParams
 
 RNG = np.random.default_rng(0)
 QUERY, GALLERY = RNG.normal(size=(3, 4)).astype(np.float32), RNG.normal(size=(5, 4)).astype(np.float32)
@@ -89,6 +90,40 @@ def test_arrays_and_a_table_give_the_same_features(tmp_path):
     np.testing.assert_array_equal(found.features, np.concatenate([QUERY, GALLERY]))
     assert found.pids.tolist() == [*Q_PIDS, *G_PIDS]
     assert found.paths.tolist()[:4] == ["q7.jpg", "q8.jpg", "q9.jpg", "gallery 0"]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_large_arrays_stay_in_their_files_and_rank_the_same(tmp_path, monkeypatch, dtype):
+    from reid_eval import features as module
+
+    query, gallery, labels = write_npy(tmp_path, LINES)
+    for file, vectors in ((query, QUERY), (gallery, GALLERY)):
+        np.save(file, vectors.astype(dtype))
+    whole = load_features_and_labels(query, gallery, labels)
+    monkeypatch.setattr(module, "_MAPPED_BYTES", 1)
+    monkeypatch.setattr(module, "_FINGERPRINTED", 3)
+    mapped = load_features_and_labels(query, gallery, labels)
+    assert (module.is_mapped(mapped.features), module.is_mapped(whole.features)) == (True, False)
+    assert mapped.fingerprint == whole.fingerprint
+    for rows in (slice(1, 6), slice(3, 6), slice(0, 3), slice(4, 4), slice(6, 99), np.array([7, 0, 4]), 3):
+        np.testing.assert_array_equal(mapped.features[rows], whole.features[rows])
+    for metric in ("cosine", "euclidean", "dot"):
+        one, other = (rank(some, metric=metric) for some in (whole, mapped))
+        np.testing.assert_array_equal(other.plain.places, one.plain.places)
+    reranked = [rank(some, rerank=RerankParams(3, 2)).reranked.map_hits for some in (whole, mapped)]
+    assert reranked[0] == reranked[1]
+    mapped.save(tmp_path / "f.npz")
+    np.testing.assert_array_equal(ReidFeatures.load(tmp_path / "f.npz").features, whole.features)
+
+
+def test_large_arrays_in_files_are_checked_too(tmp_path, monkeypatch):
+    from reid_eval import features as module
+
+    monkeypatch.setattr(module, "_MAPPED_BYTES", 1)
+    query, gallery, labels = write_npy(tmp_path, LINES)
+    np.save(gallery, np.where(np.arange(5)[:, None] == 3, 1e300, GALLERY.astype(float)))
+    with pytest.raises(FeatureFileError, match="1 of 8 vectors hold NaN or infinite values, the first is row 6"):
+        load_features_and_labels(query, gallery, labels)
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,24 @@ def test_details_name_cameras_people_and_pictures(crowd_file):
     assert result.exit_code == 0, result.output
     for words in ("camera pairs", "worst queries", "people taken for each other", "labels to look at"):
         assert words in result.stdout
+    found = json.loads(run("--features", crowd_file, "--details", "--json").stdout)["details"]
+    expected = details_of(crowd(), rank(crowd()))
+    assert (len(found["worst"]), found["worst"][0]["path"]) == (len(expected.worst), expected.worst[0].path)
+
+
+def test_the_rule_for_ties_is_chosen_and_told(tmp_path):
+    equal = changed(crowd(), features=np.eye(2)[np.arange(170) % 2])
+    equal.save(tmp_path / "f.npz")
+    found = {}
+    for rule, words in (
+        ("index", "in gallery order"),
+        ("optimistic", "right images come first"),
+        ("pessimistic", "wrong images"),
+    ):
+        answer = json.loads(run("--features", tmp_path / "f.npz", "--ties", rule, "--json").stdout)
+        assert (answer["ties"], words in answer["protocol"]) == (rule, True)
+        found[rule] = answer["plain"]["map_hits"]
+    assert found["pessimistic"] < found["index"] < found["optimistic"]
 
 
 def test_details_agree_with_a_slow_look_at_all_distances():

@@ -4,6 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reid_eval.cli import main
 from reid_eval.features import ReidFeatures
@@ -74,6 +76,93 @@ def test_counting_agrees_with_walking_a_sorted_list(seed, levels):
         else:
             assert found == pytest.approx(expected, abs=1e-14)
     assert scores.num_valid + scores.num_invalid == 7
+
+
+@pytest.mark.parametrize("near", [0.02, 0.5, 1.0], ids=["picked-out", "between", "whole-row"])
+@pytest.mark.parametrize("levels", [None, 300], ids=["distinct", "ties"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_long_rows_are_counted_the_same_way(near, levels, dtype):
+    rng = np.random.default_rng(0)
+    labels = random_labels(rng, 7, 900, num_people=60)
+    distances = rng.random((7, 900))
+    distances[labels[2] == labels[0][:, None]] *= near
+    distances = (np.round(distances * levels) / levels if levels else distances).astype(dtype)
+    before = distances.copy()
+    scores = rank_distances(distances, *labels)
+    expected = [row or (np.nan,) * 3 + (-1,) for row in slow_scores(distances, *labels)]
+    found = np.stack([scores.ap_hits, scores.ap_trapezoid, scores.inp, scores.first_hit], axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-14)
+    np.testing.assert_array_equal(distances, before)
+
+
+def slow_places_of_ties(distances, labels, rule):
+    """Places of all right answers if wrong ones at the same distance stand as the rule says."""
+    found = []
+    g_pids, g_camids = labels[2:]
+    for row, pid, camid in zip(distances, *labels[:2], strict=True):
+        kept = [g for g in range(len(row)) if g_pids[g] != -1 and not (g_pids[g] == pid and g_camids[g] == camid != -1)]
+        right = g_pids == pid
+        last = {"index": np.arange(len(row)), "optimistic": ~right, "pessimistic": right}[rule]
+        order = sorted(kept, key=list(zip(row, last, strict=True)).__getitem__)
+        found += [place for place, g in enumerate(order) if g_pids[g] == pid]
+    return found
+
+
+@st.composite
+def ranked_sets(draw, levels=6):
+    """Distances (Q, G) with ties, and labels in which some query has a right answer."""
+    num_query, num_gallery = draw(st.integers(1, 4)), draw(st.integers(1, 40))
+
+    def numbers(low, high, size):
+        return np.array(draw(st.lists(st.integers(low, high), min_size=size, max_size=size)))
+
+    distances = numbers(0, levels, num_query * num_gallery).reshape(num_query, num_gallery).astype(np.float32)
+    q_pids, g_pids = numbers(1, 3, num_query), numbers(-1, 3, num_gallery)
+    g_pids[0] = q_pids[0]
+    q_camids, g_camids = numbers(-1, 2, num_query), numbers(-1, 2, num_gallery)
+    g_camids[0] = 9
+    return distances, (q_pids, q_camids, g_pids, g_camids)
+
+
+laws = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@laws
+@given(ranked_sets(), st.sampled_from(["index", "optimistic", "pessimistic"]))
+def test_law_ties_stand_as_their_rule_says(some, rule):
+    distances, labels = some
+    scores = rank_distances(distances, *labels, ties=rule)
+    assert scores.places.tolist() == slow_places_of_ties(distances, labels, rule)
+    for query, tied in enumerate(scores.tied):
+        mine = [[row] for row in (distances[query], labels[0][query], labels[1][query])]
+        one = (np.array(mine[1]), np.array(mine[2]), *labels[2:])
+        assert tied == (
+            slow_places_of_ties(mine[0], one, "optimistic") != slow_places_of_ties(mine[0], one, "pessimistic")
+        )
+
+
+@laws
+@given(ranked_sets(), st.randoms(use_true_random=False))
+def test_law_permuting_the_gallery_changes_nothing_but_ties(some, random):
+    distances, labels = some
+    order = random.sample(range(distances.shape[1]), distances.shape[1])
+    other = (*labels[:2], *(column[order] for column in labels[2:]))
+    for rule in ("optimistic", "pessimistic"):
+        one = rank_distances(distances, *labels, ties=rule)
+        assert rank_distances(distances[:, order], *other, ties=rule).places.tolist() == one.places.tolist()
+
+
+@laws
+@given(ranked_sets(), st.data())
+def test_law_one_more_distractor_never_raises_average_precision(some, data):
+    distances, labels = some
+    where = data.draw(st.integers(0, distances.shape[1] - 1))
+    before = rank_distances(distances, *labels)
+    twice = np.concatenate([distances, distances[:, [where]]], axis=1)
+    after = rank_distances(twice, *labels[:2], np.append(labels[2], 0), np.append(labels[3], 1))
+    for name in ("ap_hits", "ap_trapezoid", "inp"):
+        assert (getattr(after, name) <= getattr(before, name))[before.valid].all()
+    assert (after.first_hit >= before.first_hit)[before.valid].all()
 
 
 def case_arrays(case):
@@ -330,6 +419,74 @@ def test_rank_agrees_with_ranking_float64_distances():
     )
 
 
+def test_the_largest_dot_product_comes_first_as_in_the_official_program():
+    inputs = next(case for case in VECTORS["ranking_features"] if case["name"] == "unnormalised_dot")
+    parts = ("query", "gallery")
+    vectors, pids, camids = (
+        np.concatenate([np.array(inputs["input"][f"{part}_{name}"]) for part in parts])
+        for name in ("f", "label", "cam")
+    )
+    splits = np.repeat(parts, [len(inputs["input"][f"{part}_f"]) for part in parts])
+    report = rank(ReidFeatures(vectors, pids, camids, splits, splits), metric="dot")
+    expected = inputs["expected"]["single"]
+    assert report.plain.ap_trapezoid.tolist() == expected["ap"]
+    assert report.plain.cmc_curve(len(expected["cmc"])).tolist() == expected["cmc"]
+
+
+@pytest.mark.parametrize("protocol", ["cross-camera", "leave-one-out"])
+@pytest.mark.parametrize("scale", [1e-20, 1, 1e15])
+def test_dot_products_rank_as_those_of_whole_numbers(protocol, scale):
+    whole = np.round(4 * crowd(3).features * np.random.default_rng(0).integers(1, 6, (len(crowd(3)), 1)))
+    features = with_vectors(crowd(3), whole * scale)
+    report = rank(features, metric="dot", protocol=protocol, block_queries=7)
+    q, g = features.query, features.gallery
+    products = -whole @ whole.T  # many of them equal: ties are those of the products
+    if protocol == "cross-camera":
+        is_query = features.splits == "query"
+        expected = rank_distances(products[is_query][:, ~is_query], q.pids, q.camids, g.pids, g.camids)
+        np.testing.assert_array_equal(report.plain.places, expected.places)
+        assert expected.tied.any()
+    else:
+        kept = features.pids >= 0
+        for query, row in enumerate(report.query_rows[:10]):
+            others = np.flatnonzero(kept & (np.arange(len(kept)) != row))
+            places = slow_places(products[row, others], features.pids[row], -1, features.pids[others], others)
+            start = report.plain.num_good[:query].sum()
+            assert report.plain.places[start : start + len(places)].tolist() == places
+
+
+def test_dot_products_cannot_be_reranked():
+    with pytest.raises(RankingError, match="use the metric cosine or euclidean"):
+        rank(crowd(), metric="dot", rerank=RerankParams(6, 3))
+
+
+def with_vectors(features, vectors):
+    return ReidFeatures(vectors, features.pids, features.camids, features.splits, features.paths)
+
+
+def test_packed_bits_rank_as_unpacked_ones():
+    bits = np.random.default_rng(0).random((len(crowd()), 24)) < 0.5
+    report = rank(with_vectors(crowd(), bits), metric="hamming", rerank=RerankParams(6, 3))
+    packed = rank(with_vectors(crowd(), np.packbits(bits, axis=1)), metric="hamming-packed", rerank=RerankParams(6, 3))
+    np.testing.assert_array_equal(packed.plain.places, report.plain.places)
+    np.testing.assert_array_equal(packed.reranked.places, report.reranked.places)
+    with pytest.raises(RankingError, match="holds other numbers than bytes"):
+        rank(crowd(), metric="hamming-packed")
+
+
+@pytest.mark.parametrize("value", [0, 0.3], ids=["zeros", "equal"])
+def test_a_collapsed_network_is_refused_but_does_not_stop_a_training(value, caplog):
+    collapsed = with_vectors(crowd(), np.full((len(crowd()), 5), value))
+    with pytest.raises(RankingError, match=r"all \d+ vectors are equal"):
+        rank(collapsed)
+    report = rank(collapsed, even_if_collapsed=True, rerank=RerankParams(6, 3), ties="pessimistic")
+    assert "ranking all the same: features: all" in caplog.text
+    assert report.plain.tied[report.plain.valid].all()
+    num_wrong = report.num_gallery - report.plain.num_good - report.plain.num_same_camera
+    assert (report.plain.first_hit == num_wrong)[report.plain.valid].all()
+    assert report.protocol.count("Of equal distances wrong images come first.") == 1
+
+
 def test_junk_changes_neither_the_plain_nor_the_reranked_numbers():
     features = crowd(2)
     without = features.rows(np.flatnonzero((features.pids != -1) | (features.splits == "query")))
@@ -382,7 +539,7 @@ def test_a_zero_vector_has_no_direction():
 
 
 def test_an_unknown_metric_is_refused():
-    with pytest.raises(RankingError, match="expected 'cosine', 'euclidean' or 'hamming'"):
+    with pytest.raises(RankingError, match="expected 'cosine', 'euclidean', 'dot', 'hamming' or 'hamming-packed'"):
         rank(wave_features(), metric="manhattan")
 
 

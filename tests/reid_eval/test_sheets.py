@@ -39,8 +39,23 @@ def test_a_list_holds_the_query_and_what_counts_in_order():
         ("stranger.png", "wrong"),
         ("right.png", "right"),
     ]
-    # Distances are squared and scaled by a power of two.
-    assert found[3].distance / found[1].distance == pytest.approx(9)
+    assert [one.distance for one in found] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [("cosine", [0.2, 0.4, 1]), ("euclidean", [10**0.5, 20**0.5, 50**0.5]), ("dot", [20, 15, 0])],
+)
+def test_distances_are_told_as_people_expect_them(metric, expected):
+    features = ReidFeatures(
+        features=np.array([[5.0, 0], [4, 3], [0, 5], [3, 4]]),
+        pids=[7, 7, 8, 7],
+        camids=[1, 2, 2, 2],
+        splits=["query"] + ["gallery"] * 3,
+        paths=list("qabc"),
+    )
+    found = ranked_list(contest(features, metric=metric), 0, top=3)
+    assert sorted(one.distance for one in found[1:]) == pytest.approx(sorted(expected))
 
 
 def test_frames_are_green_red_and_grey(tmp_path):

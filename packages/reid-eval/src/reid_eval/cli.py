@@ -72,10 +72,10 @@ class SweptValues(click.ParamType):
 @click.option("--labels", "labels_file", type=_PATH, help="... .csv with the columns split, pid, camid, path.")
 @click.option(
     "--metric",
-    type=click.Choice(["cosine", "euclidean", "hamming"]),
+    type=click.Choice(["cosine", "euclidean", "dot", "hamming", "hamming-packed"]),
     default="cosine",
     show_default=True,
-    help="Compare directions, the vectors as stored, or binary codes.",
+    help="Compare directions, the vectors as stored, their products, or binary codes (packed: 8 bits to a byte).",
 )
 @click.option(
     "--protocol",
@@ -109,6 +109,13 @@ class SweptValues(click.ParamType):
 @click.option(
     "--sweep", type=SweptValues(), multiple=True, help="Re-rank with every combination: k1=10,20 (k2=, lambda=, too)."
 )
+@click.option(
+    "--ties",
+    type=click.Choice(["index", "optimistic", "pessimistic"]),
+    default="index",
+    show_default=True,
+    help="Equally far right and wrong pictures: in gallery order, right ones first, or wrong ones first.",
+)
 @click.option("--max-memory", type=MemorySize(), help="Do with so much memory, such as 8G, or say what is needed.")
 @click.option("--csv", "csv_file", type=_PATH, help="Also write a line per query.")
 @click.option("--details", is_flag=True, help="Also print camera pairs, worst queries, confused people, likely errors.")
@@ -135,7 +142,7 @@ def rank(
     query_file: Path | None,
     gallery_file: Path | None,
     labels_file: Path | None,
-    metric: Literal["cosine", "euclidean", "hamming"],
+    metric: Literal["cosine", "euclidean", "dot", "hamming", "hamming-packed"],
     protocol: Literal["cross-camera", "no-camera", "leave-one-out"],
     multi_query: Literal["mean", "max"] | None,
     multi_query_features: Path | None,
@@ -148,6 +155,7 @@ def rank(
     lambda_: float,
     rerank_distance: Literal["squared", "quartic", "raw"],
     sweep: tuple[tuple[str, list[float]], ...],
+    ties: Literal["index", "optimistic", "pessimistic"],
     max_memory: int | None,
     csv_file: Path | None,
     details: bool,
@@ -198,19 +206,20 @@ def rank(
             "max_memory": max_memory,
         }
         click.echo(ranking.plan_memory(features, grid, **how).to_text(), err=True)
-        report, swept = ranking.rank_swept(features, grid, **how)
+        report, swept = ranking.rank_swept(features, grid, ties=ties, **how)
         if grid and not sweep:
             report = report.with_reranked(grid[0], swept[0])
+        behind = details_of(features, report) if details and not card else None
         if card:
             click.echo(json.dumps(report.card, indent=2))
         elif as_json:
-            click.echo(report.to_json(list(zip(grid, swept, strict=True)) if sweep else None))
+            click.echo(report.to_json(list(zip(grid, swept, strict=True)) if sweep else None, behind))
         else:
             click.echo(report.to_text())
             if sweep:
                 click.echo("\n" + ranking.sweep_text(grid, swept))
-            if details:
-                click.echo("\n" + details_of(features, report).to_text())
+            if behind is not None:
+                click.echo("\n" + behind.to_text())
         if csv_file is not None:
             write_text(csv_file, report.to_csv(features))
             click.echo(f"wrote {csv_file}", err=True)

@@ -13,17 +13,20 @@ they can be off; the few that this leaves open are then taken exactly, so speed 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal, Protocol
 
 import numpy as np
 
-Metric = Literal["cosine", "euclidean", "hamming"]
+Metric = Literal["cosine", "euclidean", "dot", "hamming", "hamming-packed"]
+Side = Literal["query", "gallery"]
 
-# Columns, pairs and vectors taken at a time: enough for a fast product, and a few megabytes of float64.
+# Columns and pairs taken at a time, and entries of vectors: enough for a fast product, and no more float64 than a
+# processor's cache holds where every entry is looked at once.
 _COLUMNS = 4096
-_PAIRS = 128
-_VECTORS = 1024
+_PAIRS = 32
+_ENTRIES = 2**18
 
 # Squared distances below this share of |x|^2 + |y|^2 are rounding of the float64 sum: the vectors are the same.
 _RESOLUTION = 1e-12
@@ -66,39 +69,69 @@ class ArrayVectors:
 class MetricVectors:
     """Some rows of an array, made such that their squared Euclidean distances rank as the metric does.
 
-    cosine     scaled to length 1: the squared distance is 2 - 2 cos
-    euclidean  times 2 ** exponent, which is exact
-    hamming    1 for a positive entry and 0 for the others: the squared distance is the number of differing bits
+    cosine          scaled to length 1: the squared distance is 2 - 2 cos
+    euclidean       times 2 ** exponent, which is exact
+    dot             the same, and gallery vectors are lengthened by two entries to the squared length `longest_sq`, so
+                    that the squared distance is |x|^2 + longest_sq - 2 x y; the second holds what the first rounds off
+    hamming         1 for a positive entry and 0 for the others: the squared distance is the number of differing bits
+    hamming-packed  the same for bytes, each of which holds eight bits
     """
 
-    def __init__(self, array: np.ndarray, rows: np.ndarray, metric: Metric, exponent: int = 0) -> None:
+    def __init__(
+        self,
+        array: np.ndarray,
+        rows: np.ndarray,
+        metric: Metric,
+        exponent: int = 0,
+        *,
+        side: Side = "query",
+        longest_sq: float = 0.0,
+    ) -> None:
         self.array, self.rows, self.metric, self.exponent = array, rows, metric, exponent
-        self.first = (
-            int(rows[0]) if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))) else None
-        )
+        self.side, self.longest_sq = side, longest_sq
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def num_features(self) -> int:
-        return int(self.array.shape[1])
+        stored = int(self.array.shape[1])
+        return {"dot": stored + 2, "hamming-packed": 8 * stored}.get(self.metric, stored)
 
     def take(self, rows: np.ndarray | slice) -> np.ndarray:
-        found = self._stored(rows)
+        wanted = self.rows[rows]
+        found = np.empty((len(wanted), self.num_features), dtype=np.float32)
+        for some in _some_rows(found):
+            found[some] = self._compared(self._stored(wanted[some]))
+        return found
+
+    def _compared(self, found: np.ndarray) -> np.ndarray:
         match self.metric:
             case "cosine":
                 return unit_length(found)
             case "euclidean":
                 return np.ldexp(found, self.exponent)
+            case "dot":
+                return self._lengthened(np.ldexp(found, self.exponent))
             case "hamming":
                 return (found > 0).astype(np.float32)
+            case "hamming-packed":
+                return np.unpackbits(found.astype(np.uint8), axis=1).astype(np.float32)
 
-    def _stored(self, rows: np.ndarray | slice) -> np.ndarray:
-        if self.first is not None and isinstance(rows, slice):  # a run of rows needs no copy
-            start, stop, _ = rows.indices(len(self.rows))
-            return self.array[self.first + start : self.first + stop]
-        return self.array[self.rows[rows]]
+    def _lengthened(self, vectors: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(vectors), self.num_features), dtype=np.float32)
+        found[:, :-2] = vectors
+        if self.side == "gallery":
+            missing = np.maximum(self.longest_sq - squared_lengths(vectors), 0)
+            found[:, -2] = np.sqrt(missing)
+            found[:, -2] = np.nextafter(found[:, -2], np.float32(0))  # no longer than what is missing
+            found[:, -1] = np.sqrt(np.maximum(missing - found[:, -2].astype(np.float64) ** 2, 0))
+        return found
+
+    def _stored(self, rows: np.ndarray) -> np.ndarray:
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():  # a run needs no copy
+            return self.array[rows[0] : rows[-1] + 1]
+        return self.array[rows]
 
 
 class JoinedVectors:
@@ -133,19 +166,24 @@ def unit_length(features: np.ndarray) -> np.ndarray:
         returns   (N, D)  float32; a zero vector stays zero
     """
     scaled = np.empty(features.shape, dtype=np.float32)
-    for start in range(0, len(features), _VECTORS):
-        wide = features[start : start + _VECTORS].astype(np.float64)
+    for some in _some_rows(features):
+        wide = features[some].astype(np.float64)
         lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-        scaled[start : start + _VECTORS] = wide / np.where(lengths > 0, lengths, 1)[:, None]
+        scaled[some] = wide / np.where(lengths > 0, lengths, 1)[:, None]
     return scaled
+
+
+def _some_rows(vectors: np.ndarray) -> Iterator[slice]:
+    rows = max(1, _ENTRIES // vectors.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(vectors), rows))
 
 
 def squared_lengths(vectors: np.ndarray) -> np.ndarray:
     """Squared lengths (N,) float64 of vectors (N, D), summed in float64."""
     lengths_sq = np.empty(len(vectors))
-    for start in range(0, len(vectors), _VECTORS):
-        wide = vectors[start : start + _VECTORS].astype(np.float64)
-        lengths_sq[start : start + _VECTORS] = np.einsum("nd,nd->n", wide, wide)
+    for some in _some_rows(vectors):
+        wide = vectors[some].astype(np.float64)
+        lengths_sq[some] = np.einsum("nd,nd->n", wide, wide)
     return lengths_sq
 
 
@@ -173,14 +211,18 @@ def squared_distances_to(rows: np.ndarray, columns: Vectors, first: int = 0) -> 
     return distance_sq
 
 
-def paired_squared_distances(x: Vectors, first: np.ndarray, y: Vectors, second: np.ndarray) -> np.ndarray:
+def paired_squared_distances(
+    x: Vectors, first: np.ndarray, y: Vectors, second: np.ndarray, *, y_sq: np.ndarray | None = None
+) -> np.ndarray:
     """Squared Euclidean distances between `x[first[m]]` and `y[second[m]]`; fast where `first` repeats itself.
 
     Shapes:
         first, second  (M,)  rows of x and of y
+        y_sq           (N,)  the `squared_lengths` of all of y, if they are known
         returns        (M,)  float32, the values `squared_distances` gives for these pairs
     """
     distance_sq = np.empty(len(first), dtype=np.float32)
+    buffer = np.empty((min(_PAIRS, len(first)), y.num_features))
     changes = np.flatnonzero(np.diff(first)) + 1
     for run_start, run_stop in pairwise([0, *changes.tolist(), len(first)]):
         if run_start == run_stop:
@@ -188,11 +230,11 @@ def paired_squared_distances(x: Vectors, first: np.ndarray, y: Vectors, second: 
         wide_x = x.take(first[run_start : run_start + 1])[0].astype(np.float64)
         x_sq = np.einsum("d,d->", wide_x, wide_x)
         for start in range(run_start, run_stop, _PAIRS):
-            some = slice(start, min(start + _PAIRS, run_stop))
-            wide_y = y.take(second[some]).astype(np.float64)
-            distance_sq[some] = _combine(
-                x_sq + np.einsum("md,md->m", wide_y, wide_y), np.einsum("md,d->m", wide_y, wide_x)
-            )
+            some = second[start : min(start + _PAIRS, run_stop)]
+            wide_y = buffer[: len(some)]
+            wide_y[...] = y.take(some)
+            some_sq = np.einsum("md,md->m", wide_y, wide_y) if y_sq is None else y_sq[some]
+            distance_sq[start : start + len(some)] = _combine(x_sq + some_sq, wide_y @ wide_x)
     return distance_sq
 
 

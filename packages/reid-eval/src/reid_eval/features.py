@@ -29,6 +29,8 @@ FORMAT = 1
 # Features of this size stay on the disk until they are needed.
 _MAPPED_BYTES = 256 * 2**20
 
+_FINGERPRINTED = 4096  # vectors at a time
+
 _ARRAYS = ("features", "pids", "camids", "splits", "paths")
 
 
@@ -61,15 +63,17 @@ class ReidFeatures:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        features = np.asarray(self.features)
+        in_files = isinstance(self.features, StackedVectors)
+        features = self.features if in_files else np.asarray(self.features)
         if features.ndim != 2 or features.dtype.kind not in "fiub":
             raise FeatureFileError(
                 f"features: found {features.dtype} of shape {features.shape}, expected numbers of shape (N, D)"
             )
         if features.shape[1] == 0:
             raise FeatureFileError("features: the vectors have no entries (D = 0), expected at least one")
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
-            features = features.astype(np.float32, copy=False)
+        if not in_files:
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
+                features = features.astype(np.float32, copy=False)
         columns: dict[str, np.ndarray] = {
             "features": features,
             "pids": _whole_numbers("pids", self.pids),
@@ -133,9 +137,10 @@ class ReidFeatures:
     @property
     def fingerprint(self) -> str:
         """A short hash of vectors, identities, cameras and splits; paths and meta do not count."""
-        arrays = (self.features, self.pids, self.camids)
-        numbers = (np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays)
-        return fingerprint([*numbers, "\n".join(self.splits.tolist())])
+        length = 4 * len(self) * self.num_features
+        some = _FINGERPRINTED
+        pieces = (_bytes_of(self.features[start : start + some]) for start in range(0, len(self), some))
+        return fingerprint([(length, pieces), _bytes_of(self.pids), _bytes_of(self.camids), "\n".join(self.splits)])
 
     def save(self, file: Path | str) -> None:
         """Write a `.npz` file, whole or not at all; equal features give equal bytes."""
@@ -175,6 +180,58 @@ class ReidFeatures:
             raise FeatureFileError(f"{file}: {error}") from None
 
 
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+class StackedVectors:
+    """Several arrays (N, D) of numbers one below the other, left where they lie; their rows are read as float32.
+
+    It is indexed by rows only, and stands in a `ReidFeatures` in place of an array if its parts lie in several files.
+    """
+
+    ndim = 2
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = list(parts)
+        self.starts = np.cumsum([0, *map(len, self.parts)])
+        self.shape = (int(self.starts[-1]), self.parts[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, as in `ReidFeatures`
+            if isinstance(rows, slice) and rows.step is None:
+                start, stop, _ = rows.indices(len(self))
+                number = int(np.searchsorted(self.starts, start, "right")) - 1
+                if start < stop <= self.starts[number + 1]:  # a run of one array needs no copy
+                    first = self.starts[number]
+                    return self.parts[number][start - first : stop - first].astype(np.float32, copy=False)
+            wanted = np.arange(len(self))[rows]
+            found = np.empty((wanted.size, self.shape[1]), dtype=np.float32)
+            of_part = np.searchsorted(self.starts, wanted.ravel(), "right") - 1
+            for number in np.unique(of_part):
+                here = of_part == number
+                found[here] = self.parts[number][wanted.ravel()[here] - self.starts[number]]
+        return found.reshape(*wanted.shape, self.shape[1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or np.float32, copy=False)
+
+
+def stacked(parts: Sequence[np.ndarray]) -> Any:
+    """One array of several; if they are large and lie in files they stay there."""
+    if all(map(is_mapped, parts)) and sum(part.nbytes for part in parts) >= _MAPPED_BYTES:
+        return StackedVectors(parts)
+    return np.concatenate(parts)
+
+
 def _mapped_features(file: Path) -> dict[str, np.ndarray]:
     """The array "features" of a .npz, mapped from the disk if large and not compressed; its checksum is tested."""
     with zipfile.ZipFile(file) as archive:
@@ -202,6 +259,8 @@ def _mapped_features(file: Path) -> dict[str, np.ndarray]:
 
 def is_mapped(array: np.ndarray) -> bool:
     """Whether the numbers lie in a file and come into memory as they are needed."""
+    if isinstance(array, StackedVectors):
+        return all(map(is_mapped, array.parts))
     owner: Any = array
     while owner is not None and not isinstance(owner, np.memmap):
         owner = getattr(owner, "base", None)

@@ -170,14 +170,19 @@ def claim_folder(folder: Path | str, marker: str, *, what: str) -> Path:
     return folder
 
 
-def fingerprint(parts: Iterable[bytes | memoryview | str]) -> str:
-    """A short stable hash (16 hex digits of SHA-256) of a sequence of texts or byte strings."""
+def fingerprint(parts: Iterable[bytes | memoryview | str | tuple[int, Iterable[memoryview]]]) -> str:
+    """A short stable hash (16 hex digits of SHA-256) of a sequence of texts or byte strings.
+
+    A byte string may come in pieces: its length, then the pieces.
+    """
     digest = hashlib.sha256()
     for part in parts:
         # Bytes of file names that are no UTF-8 arrive as surrogates and are those bytes again here.
         data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
+        length, pieces = data if isinstance(data, tuple) else (len(data), [data])
+        digest.update(length.to_bytes(8, "little"))
+        for piece in pieces:
+            digest.update(piece)
     return digest.hexdigest()[:16]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from reid_eval.features import FeatureFileError, ReidFeatures, arrays_of_npz
+from reid_eval.features import FeatureFileError, ReidFeatures, arrays_of_npz, stacked
 
 # Other names for what we call (split, column); the first is that of layumi's and DG-Net's programs.
 _NAMES = {
@@ -159,8 +159,8 @@ def _npy(file: Path) -> np.ndarray:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise _damaged(file, error, "the .npy of one array of numbers") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 2:
-        raise FeatureFileError(f"{file}: expected one array of shape (N, D)")
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiub":
+        raise FeatureFileError(f"{file}: expected one array of numbers of shape (N, D)")
     return array
 
 
@@ -258,7 +258,7 @@ def _of_parts(parts: list[_Part], file: Path, meta: dict[str, Any]) -> ReidFeatu
         raise FeatureFileError(f"{file}: vectors of different length ({found}), expected one length")
     try:
         return ReidFeatures(
-            features=np.concatenate([array for _, array, *_ in parts]),
+            features=stacked([array for _, array, *_ in parts]),
             pids=np.concatenate([pids for _, _, pids, _, _ in parts]),
             camids=np.concatenate([camids for *_, camids, _ in parts]),
             splits=np.repeat([split for split, *_ in parts], [len(array) for _, array, *_ in parts]),

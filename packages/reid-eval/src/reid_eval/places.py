@@ -8,7 +8,7 @@ Distances may be rough: those too near to a right answer to be sure of are asked
     answers = right_answers(q_pids, q_camids, g_pids, g_camids)
     counts = PlaceCounts(answers, distances_of_right_answers)
     for start in range(0, num_gallery, 1000):
-        counts.add(distances[:, start : start + 1000].copy(), first_column=start)
+        counts.add(distances[:, start : start + 1000], first_column=start)
     counts.places
 """
 
@@ -16,8 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+# Where a wrong answer stands that is exactly as far as a right one: as the gallery has them, after it, or before it.
+Ties = Literal["index", "optimistic", "pessimistic"]
+
+# Up to this share of a row is picked out of it; of more, the whole row is sorted.
+_FEW = 1 / 16
 
 # Exact distances (M,) float32 of pairs: query numbers (M,) and gallery numbers (M,).
 ExactPairs = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -104,6 +111,8 @@ def right_answers(
 class PlaceCounts:
     """Counts, for every right answer, the wrong ones before it, as blocks of distances come by.
 
+    `junk` (G,) bool marks pictures that count for nobody; `ties` is the rule for equal distances.
+
     Shapes; the entries of query q are those of `RightAnswers.starts`, sorted by distance
         distances  (M,)  exact
         rows       (M,)  int64, gallery numbers
@@ -111,9 +120,11 @@ class PlaceCounts:
         tied       (Q,)  bool, a right and a wrong answer seen so far are equally far: the order is a convention
     """
 
-    def __init__(self, answers: RightAnswers, distances: np.ndarray) -> None:
+    def __init__(
+        self, answers: RightAnswers, distances: np.ndarray, *, ties: Ties = "index", junk: np.ndarray | None = None
+    ) -> None:
         order = np.lexsort((answers.rows, distances, answers.query_of))
-        self.answers = answers
+        self.answers, self.ties, self.junk = answers, ties, junk
         self.distances, self.rows = distances[order], answers.rows[order]
         self.before = np.zeros(len(order), dtype=np.int64)
         self.tied = np.zeros(answers.num_query, dtype=bool)
@@ -134,7 +145,7 @@ class PlaceCounts:
         error: np.ndarray | None = None,
         exact: ExactPairs | None = None,
     ) -> None:
-        """Count a block of distances, which is overwritten: queries from `first_query`, gallery from `first_column`.
+        """Count a block of distances: queries from `first_query`, gallery from `first_column`.
 
         Shapes:
             block  (B, G')  the distances, exact, or rough and less something of the query
@@ -143,6 +154,8 @@ class PlaceCounts:
         """
         answers = self.answers
         stop_column = first_column + block.shape[1]
+        junk = np.zeros(block.shape[1], dtype=bool) if self.junk is None else self.junk[first_column:stop_column]
+        passed_over = _PassedOver(junk)
         unsure: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
         for number, row in enumerate(block):
             query = first_query + number
@@ -150,24 +163,25 @@ class PlaceCounts:
             if here.start == here.stop:
                 continue
             mates = answers.mates_of(query)
-            if len(mates) and mates[-1] >= first_column and mates[0] < stop_column:
-                row[mates[(mates >= first_column) & (mates < stop_column)] - first_column] = np.inf
+            if mates[0] < first_column or mates[-1] >= stop_column:
+                mates = mates[(mates >= first_column) & (mates < stop_column)]
             lower = upper = self.distances[here]
             if less is not None and error is not None:
                 centre = lower - less[number]  # float64
                 lower, upper = ((centre + side * error[number]).astype(block.dtype) for side in (-1, 1))
-            last = upper[-1].item()  # a Python number is compared in the block's own precision
-            near = row[row <= last]
-            near.sort()
-            surely_before = near.searchsorted(lower, "left")
-            self.before[here] += surely_before
-            if (near.searchsorted(upper, "right") > surely_before).any():
-                columns = np.flatnonzero(row <= last)
-                values = row[columns]
-                start, stop = upper.searchsorted(values, "left"), lower.searchsorted(values, "right")
-                open_ = start < stop  # the right answers between these two may come before it or after it
-                true = values[open_] if less is None else values[open_] + less[number]  # if the block is exact
-                unsure.append((query, columns[open_] + first_column, true, stop[open_]))
+            near, columns = passed_over.wrong(row, mates - first_column, upper[-1], name_them=exact is not None)
+            surely, perhaps = near.searchsorted(lower, "left"), near.searchsorted(upper, "right")
+            self.before[here] += surely
+            if (perhaps > surely).any():
+                if columns is None:
+                    near, columns = passed_over.wrong(row, mates - first_column, upper[-1], name_them=True)
+                assert columns is not None
+                open_ = _union(surely, perhaps)
+                values = near[open_]
+                true = values if less is None else values + less[number]  # if the block is exact
+                # The right answers from number `start` to `stop` may come before it or after it.
+                stop = lower.searchsorted(values, "right")
+                unsure.append((query, columns[open_] + first_column, true, stop))
         if exact is not None and unsure:
             queries = np.repeat([query for query, *_ in unsure], [len(columns) for _, columns, *_ in unsure])
             exactly = exact(queries, np.concatenate([columns for _, columns, *_ in unsure]))
@@ -185,11 +199,57 @@ class PlaceCounts:
         place = np.searchsorted(hits, distances, "left")
         tied = np.flatnonzero(hits[np.minimum(place, len(hits) - 1)] == distances)
         if len(tied):
-            # Of the hits at the very same distance, those earlier in the gallery come before this wrong answer too.
             self.tied[query] = True
-            after_all = max(int(rows.max()), int(columns.max())) + 1
-            keys = np.searchsorted(hits, hits, "left") * after_all + rows  # rising
-            place[tied] = np.searchsorted(keys, place[tied] * after_all + columns[tied])
+            match self.ties:
+                case "index":
+                    # Of the hits at the very same distance, those earlier in the gallery come before this one too.
+                    after_all = max(int(rows.max()), int(columns.max())) + 1
+                    keys = np.searchsorted(hits, hits, "left") * after_all + rows  # rising
+                    place[tied] = np.searchsorted(keys, place[tied] * after_all + columns[tied])
+                case "optimistic":
+                    place[tied] = np.searchsorted(hits, distances[tied], "right")
+                case "pessimistic":
+                    pass
         length = len(hits) + 1
         gained = np.bincount(place, minlength=length) - np.bincount(stop, minlength=length)
         self.before[here] += np.cumsum(gained)[:-1]
+
+
+class _PassedOver:
+    """The wrong answers of one row after another: what is not junk and does not share the query's identity."""
+
+    def __init__(self, junk: np.ndarray) -> None:
+        self.flags = junk.copy()  # (G',) junk, and for a moment the mates of a query
+        self.junk = np.flatnonzero(junk)
+        self.within = np.empty(len(junk), dtype=bool)
+
+    def wrong(
+        self, row: np.ndarray, mates: np.ndarray, last: np.generic, *, name_them: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Distances of at least all wrong answers up to `last`, rising, and their columns if they are to be named.
+
+        What is passed over comes at the end, infinitely far, or not at all.
+        """
+        np.less_equal(row, last, out=self.within)
+        if np.count_nonzero(self.within) > _FEW * len(row):
+            near = row.copy()
+            near[self.junk] = near[mates] = np.inf
+            if name_them:
+                columns = near.argsort()
+                return near[columns], columns
+            near.sort()
+            return near, None
+        columns = self.within.nonzero()[0]
+        self.flags[mates] = True
+        columns = columns[~self.flags[columns]]
+        self.flags[mates] = False
+        near = row[columns]
+        order = near.argsort()
+        return near[order], columns[order]
+
+
+def _union(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """All numbers in any of the ranges from starts to stops, both of which rise."""
+    starts = np.maximum(starts, np.concatenate([[0], np.maximum.accumulate(stops)[:-1]]))
+    lengths = np.maximum(stops - starts, 0)
+    return np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())

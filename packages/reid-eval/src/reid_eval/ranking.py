@@ -21,10 +21,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import platform
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -46,7 +47,7 @@ from reid_eval.distances import (
 )
 from reid_eval.errors import ReidError
 from reid_eval.features import ReidFeatures, is_mapped
-from reid_eval.places import PlaceCounts, RightAnswers, right_answers
+from reid_eval.places import PlaceCounts, RightAnswers, Ties, right_answers
 from reid_eval.progress import progress
 from reid_eval.rerank import (
     FeatureDistances,
@@ -59,7 +60,10 @@ from reid_eval.rerank import (
 from reid_eval.scores import REPORTED_RANKS, QueryScores, SingleShot, SingleShotCurves, scores_from_places
 
 if TYPE_CHECKING:
+    from reid_eval.details import Details
     from reid_eval.report import MetricResult
+
+logger = logging.getLogger(__name__)
 
 ProtocolName = Literal["cross-camera", "no-camera", "leave-one-out"]
 Pooling = Literal["mean", "max"]
@@ -67,6 +71,7 @@ Pooling = Literal["mean", "max"]
 MULTI_QUERY = "multi-query"  # the split with further pictures of the queries
 
 _BLOCK_QUERIES = 256
+_FEW_QUERIES = 8  # rows of given distances that stay in a processor's cache between two looks
 _BLOCK_BYTES = 128 * 2**20  # of gallery vectors at a time
 _PROGRAM_BYTES = 200 * 2**20  # Python with NumPy and SciPy, and what small things need
 _VECTORS = 4096
@@ -90,6 +95,7 @@ class RankReport:
     protocol_name: ProtocolName
     multi_query: Pooling | None
     single_shot: SingleShot | None
+    ties: Ties
     num_gallery: int  # ranked: junk is gone, distractors are in
     num_distractors: int
     num_junk: int
@@ -132,14 +138,18 @@ class RankReport:
             lines.append(f"{label:<17}" + "".join(f"{100 * value:>11.2f}%" for value in values))
         return "\n".join([*lines, "", *self._remarks()])
 
-    def to_json(self, swept: Sequence[tuple[RerankParams, QueryScores]] | None = None) -> str:
-        """One JSON object: fractions 0..1 at full precision, counts and conventions, and what a sweep gave."""
+    def to_json(
+        self, swept: Sequence[tuple[RerankParams, QueryScores]] | None = None, details: Details | None = None
+    ) -> str:
+        """One JSON object: fractions 0..1 at full precision, counts and conventions, what a sweep gave, and details."""
         scores: dict[str, Any] = {
             "plain": _scores_json(self.plain),
             "reranked": None if self.reranked is None else _scores_json(self.reranked),
         }
         if swept is not None:
             scores["sweep"] = [{**_params_json(params), **_scores_json(found)} for params, found in swept]
+        if details is not None:
+            scores["details"] = asdict(details)
         return json.dumps({**scores, **self.card}, indent=2)
 
     def to_csv(self, features: ReidFeatures) -> str:
@@ -189,7 +199,7 @@ class RankReport:
             "multi_query": self.multi_query,
             "single_shot": None if self.single_shot is None else _single_shot_json(self.single_shot),
             "average_precision": {name: _MEANING[name] for name in ("map_hits", "map_trapezoid")},
-            "ties": "equal distances in gallery order",
+            "ties": self.ties,
             "metric": self.metric,
             "normalisation": _NORMALISATION[self.metric],
             "rerank": None if self.rerank is None else _params_json(self.rerank),
@@ -241,7 +251,7 @@ class RankReport:
             f"Left out: {_count(self.num_junk, 'junk crop')} (pid -1), {_LEFT_OUT[self.protocol_name]}"
             f"{_count(self.num_invalid_queries, 'query', 'queries')} without a right image."
         )
-        yield "Equal distances in gallery order."
+        yield _TIES[self.ties]
         if self.num_unpooled:
             yield f"{_count(self.num_unpooled, 'query has', 'queries have')} no same-camera pictures and stand alone."
         if self.single_shot is not None:
@@ -301,10 +311,24 @@ _MEANING = {
 _DISTANCE: dict[Metric, str] = {
     "cosine": "cosine distance",
     "euclidean": "Euclidean distance of the vectors as stored",
+    "dot": "dot product of the vectors as stored, the largest first",
     "hamming": "Hamming distance of binary codes",
+    "hamming-packed": "Hamming distance of binary codes, eight bits in a byte",
 }
 
-_NORMALISATION: dict[Metric, str] = {"cosine": "unit length", "euclidean": "none", "hamming": "none"}
+_NORMALISATION: dict[Metric, str] = {
+    "cosine": "unit length",
+    "euclidean": "none",
+    "dot": "none",
+    "hamming": "none",
+    "hamming-packed": "none",
+}
+
+_TIES: dict[Ties, str] = {
+    "index": "Equal distances in gallery order.",
+    "optimistic": "Of equal distances right images come first.",
+    "pessimistic": "Of equal distances wrong images come first.",
+}
 
 _LEFT_OUT: dict[ProtocolName, str] = {
     "cross-camera": "per query the images with its identity and its camera, and ",
@@ -328,8 +352,8 @@ class Contest:
     multi_query: Pooling | None
     query_rows: np.ndarray
     gallery_rows: np.ndarray
-    query: Vectors
-    gallery: Vectors
+    query: MetricVectors
+    gallery: MetricVectors
     answers: RightAnswers
     num_junk: int
     num_unpooled: int
@@ -345,16 +369,15 @@ def contest(
     metric: Metric = "cosine",
     protocol: ProtocolName = "cross-camera",
     multi_query: Pooling | None = None,
+    even_if_collapsed: bool = False,
 ) -> Contest:
     """Choose queries, gallery and right answers; see `rank`.
 
     Raises:
         RankingError: a split is empty, a query is junk, no query has a right answer, or vectors do not fit the metric.
     """
-    for name, found, choices in (("metric", metric, get_args(Metric)), ("protocol", protocol, get_args(ProtocolName))):
-        if found not in choices:
-            expected = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
-            raise RankingError(f"{name}: found {found!r}, expected {expected}")
+    _refuse_other("metric", metric, get_args(Metric))
+    _refuse_other("protocol", protocol, get_args(ProtocolName))
     if protocol == "leave-one-out" and multi_query is not None:
         raise RankingError("multi-query: leave-one-out has single pictures as queries; choose one of the two")
     query_rows, gallery_rows, num_junk = _rows_of(features, protocol)
@@ -378,18 +401,30 @@ def contest(
         )
         raise RankingError(why + _misread_cameras(features, np.concatenate([query_rows, gallery_rows])))
     ranked = np.concatenate([query_rows, gallery_rows])
-    _refuse_constant(features, ranked)
-    if metric == "cosine":
-        _refuse_zeros(features, query_rows, "query")
-        _refuse_zeros(features, gallery_rows, "gallery")
+    try:
+        _refuse_constant(features, ranked)
+        if metric == "cosine":
+            _refuse_zeros(features, query_rows, "query")
+            _refuse_zeros(features, gallery_rows, "gallery")
+    except RankingError as error:
+        if not even_if_collapsed:
+            raise
+        logger.warning("ranking all the same: %s", error)
     if metric == "hamming":
         _refuse_other_than_bits(features, ranked)
+    if metric == "hamming-packed":
+        _refuse_other_than_bytes(features, ranked)
     vectors, num_unpooled = features.features, 0
     query_vectors, rows_of_query = vectors, query_rows
     if multi_query is not None:
         query_vectors, num_unpooled = pooled_queries(features, query_rows, metric=metric, how=multi_query)
         rows_of_query = np.arange(len(query_rows))
-    exponent = _exponent(vectors, ranked) if metric == "euclidean" else 0
+    exponent = _exponent(vectors, ranked) if metric in ("euclidean", "dot") else 0
+    gallery = MetricVectors(vectors, gallery_rows, metric, exponent, side="gallery")
+    if metric == "dot":
+        gallery.longest_sq = max(
+            float(squared_lengths(np.ldexp(vectors[some], exponent)).max()) for some in _some_rows(gallery_rows)
+        )
     return Contest(
         features=features,
         metric=metric,
@@ -398,11 +433,17 @@ def contest(
         query_rows=query_rows,
         gallery_rows=gallery_rows,
         query=MetricVectors(query_vectors, rows_of_query, metric, exponent),
-        gallery=MetricVectors(vectors, gallery_rows, metric, exponent),
+        gallery=gallery,
         answers=answers,
         num_junk=num_junk,
         num_unpooled=num_unpooled,
     )
+
+
+def _refuse_other(name: str, found: str, choices: Sequence[str]) -> None:
+    if found not in choices:
+        expected = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
+        raise RankingError(f"{name}: found {found!r}, expected {expected}")
 
 
 def rank(
@@ -413,15 +454,22 @@ def rank(
     protocol: ProtocolName = "cross-camera",
     multi_query: Pooling | None = None,
     single_shot: SingleShot | None = None,
+    ties: Ties = "index",
     max_memory: int | None = None,
     block_queries: int | None = None,
+    even_if_collapsed: bool = False,
 ) -> RankReport:
     """Score the query rows of a feature file against its gallery rows, and once more re-ranked if asked.
 
-    "cosine" compares directions, "euclidean" the vectors as stored, "hamming" binary codes (two values). Re-ranking
-    uses the squared distances of the same vectors, junk left out of the neighbourhoods too. With `multi_query` the
-    pictures of split "multi-query" with a query's identity and camera are pooled into its vector. Distances exist for
-    `block_queries` queries at a time; the numbers do not depend on it, nor on `max_memory` (bytes, see `plan_memory`).
+    "cosine" compares directions, "euclidean" the vectors as stored, "dot" has the largest products first, "hamming"
+    compares binary codes (two values), "hamming-packed" such codes eight bits to a byte. Re-ranking uses the squared
+    distances of the same vectors, junk left out of the neighbourhoods too. With `multi_query` the pictures of split
+    "multi-query" with a query's identity and camera are pooled into its vector. `ties` says where wrong pictures stand
+    that are exactly as far as a right one: in gallery order, behind or before it. Distances exist for `block_queries`
+    queries at a time; the numbers do not depend on it, nor on `max_memory` (bytes, see `plan_memory`).
+
+    Vectors that are all equal, or zero with the cosine, are refused; with `even_if_collapsed` a warning is logged and
+    ties decide, which is what a training wants that goes on after its evaluation.
 
     Raises:
         RankingError: see `contest`; or the memory does not suffice.
@@ -435,8 +483,10 @@ def rank(
         protocol=protocol,
         multi_query=multi_query,
         single_shot=single_shot,
+        ties=ties,
         max_memory=max_memory,
         block_queries=block_queries,
+        even_if_collapsed=even_if_collapsed,
     )
     return report if rerank is None else report.with_reranked(rerank, swept[0])
 
@@ -449,23 +499,28 @@ def rank_swept(
     protocol: ProtocolName = "cross-camera",
     multi_query: Pooling | None = None,
     single_shot: SingleShot | None = None,
+    ties: Ties = "index",
     max_memory: int | None = None,
     block_queries: int | None = None,
+    even_if_collapsed: bool = False,
 ) -> tuple[RankReport, list[QueryScores]]:
     """The plain report, and the re-ranked scores under each of several settings; neighbours are found only once."""
-    who = contest(features, metric=metric, protocol=protocol, multi_query=multi_query)
+    _refuse_other("ties", ties, get_args(Ties))
+    who = contest(
+        features, metric=metric, protocol=protocol, multi_query=multi_query, even_if_collapsed=even_if_collapsed
+    )
     plan = _plan(who, sweep, single_shot, max_memory, block_queries)
     curves = None
     if single_shot is not None:
         curves = SingleShotCurves(who.answers, features.pids[who.gallery_rows], single_shot)
     if curves is None:
-        plain, num_copies = _plain_scores(who, plan)
+        plain, num_copies = _plain_scores(who, plan, ties)
     else:
         blocks = (
             [squared_distances_to(who.query.take(slice(start, start + plan.block_queries)), who.gallery)]
             for start in range(0, len(who.query), plan.block_queries)
         )
-        ((plain,), num_copies) = _scores_of_blocks(blocks, who.answers, 1, curves=curves, what="ranking")
+        ((plain,), num_copies) = _scores_of_blocks(blocks, who.answers, 1, curves=curves, ties=ties, what="ranking")
     swept: list[QueryScores] = []
     if sweep:
         points = who.gallery if who.leaves_one_out else JoinedVectors(who.query, who.gallery)
@@ -482,7 +537,7 @@ def rank_swept(
             )
         else:
             reranked = rough_swept_blocks(distances, len(who.query), sweep, block_rows=plan.block_queries)
-        swept, _ = _scores_of_blocks(reranked, who.answers, len(sweep), curves=curves, what="re-ranking")
+        swept, _ = _scores_of_blocks(reranked, who.answers, len(sweep), curves=curves, ties=ties, what="re-ranking")
 
     camids = features.camids
     looks_at_cameras = protocol == "cross-camera"
@@ -494,6 +549,7 @@ def rank_swept(
         protocol_name=protocol,
         multi_query=multi_query,
         single_shot=single_shot,
+        ties=ties,
         num_gallery=len(who.gallery),
         num_distractors=int(_is_distractor(features)[who.gallery_rows].sum()),
         num_junk=who.num_junk,
@@ -527,6 +583,7 @@ def rank_distances(
     *,
     cameras: bool = True,
     single_shot: SingleShot | None = None,
+    ties: Ties = "index",
 ) -> QueryScores:
     """Score distances that somebody else computed, (Q, G), smaller is closer; the rules are those of `rank`.
 
@@ -541,25 +598,45 @@ def rank_distances(
             f"distances: found shape {distances.shape} with {num_query} and {num_gallery} identities and "
             f"{len(labels[1])} and {len(labels[3])} cameras, expected a row per query and a column per gallery image"
         )
-    if distances.dtype.kind != "f":
-        distances = distances.astype(np.float64)
-    starts = range(0, num_query, _BLOCK_QUERIES)
+    if distances.dtype not in (np.float32, np.float64):
+        distances = distances.astype(np.float32 if distances.dtype == np.float16 else np.float64)
+    _refuse_other("ties", ties, get_args(Ties))
+    _refuse_junk_queries(labels[0])
+    junk = labels[2] == -1
+    kept = np.flatnonzero(~junk)
+    answers = right_answers(*labels, cameras=cameras)
+    if not len(answers.rows):
+        raise RankingError(_why_no_valid_query(labels[0], labels[1], labels[2][kept], labels[3][kept], answers))
+    if single_shot is not None:
+        _refuse_not_finite(distances)
+        answers = right_answers(labels[0], labels[1], labels[2][kept], labels[3][kept], cameras=cameras)
+        curves = SingleShotCurves(answers, labels[2][kept], single_shot)
+        starts = range(0, num_query, _BLOCK_QUERIES)
+        blocks = ([np.take(distances[start : start + _BLOCK_QUERIES], kept, axis=1)] for start in starts)
+        ((scores,), _) = _scores_of_blocks(blocks, answers, 1, curves=curves, ties=ties, what="ranking")
+        return scores
+    counts = PlaceCounts(answers, distances[answers.query_of, answers.rows], ties=ties, junk=junk)
+    ones = np.ones(num_gallery, dtype=distances.dtype)
+    with progress("ranking", num_query) as bar:
+        for start in range(0, num_query, _FEW_QUERIES):
+            block = distances[start : start + _FEW_QUERIES]
+            with np.errstate(over="ignore", invalid="ignore"):
+                sums = block @ ones  # finite only if all terms are
+            if not np.isfinite(sums).all():
+                _refuse_not_finite(distances)  # or they are only large
+            counts.add(block, first_query=start)
+            bar.advance(len(block))
+    return scores_from_places(answers, counts.places, counts.tied)
+
+
+def _refuse_not_finite(distances: np.ndarray) -> None:
+    starts = range(0, len(distances), _BLOCK_QUERIES)
     bad = [
         start + np.flatnonzero(~np.isfinite(distances[start : start + _BLOCK_QUERIES]).all(axis=1)) for start in starts
     ]
     if num_bad := sum(map(len, bad)):
         first = min(rows[0] for rows in bad if len(rows))
         raise RankingError(f"distances: {num_bad} rows hold NaN or infinite values, the first is row {first}")
-    _refuse_junk_queries(labels[0])
-    kept = np.flatnonzero(labels[2] != -1)
-    g_pids, g_camids = labels[2][kept], labels[3][kept]
-    answers = right_answers(labels[0], labels[1], g_pids, g_camids, cameras=cameras)
-    if not len(answers.rows):
-        raise RankingError(_why_no_valid_query(labels[0], labels[1], g_pids, g_camids, answers))
-    blocks = ([np.take(distances[start : start + _BLOCK_QUERIES], kept, axis=1)] for start in starts)
-    curves = None if single_shot is None else SingleShotCurves(answers, g_pids, single_shot)
-    ((scores,), _) = _scores_of_blocks(blocks, answers, 1, curves=curves, what="ranking")
-    return scores
 
 
 def rerank_params(features: ReidFeatures) -> RerankParams:
@@ -655,6 +732,10 @@ def _plan(
     max_memory: int | None,
     block_queries: int | None,
 ) -> MemoryPlan:
+    if sweep and who.metric == "dot":
+        raise RankingError(
+            "re-ranking: dot products are no distances between pictures; use the metric cosine or euclidean"
+        )
     for params in sweep:
         if params.k1 > len(who.gallery):
             raise RankingError(
@@ -691,7 +772,12 @@ def _needed(
     labels = 100 * len(who.features) + 60 * num_gallery + 100 * len(who.answers.rows)
     pooled = 4 * num_query * length if who.multi_query is not None else 0
     # Vectors as stored and as compared, rough distances and their scratch, and pairs in float64.
-    ranking = 8 * gallery * length + 16 * queries * length + 9 * queries * gallery + 48 * 2048 * length
+    ranking = (
+        (8 * gallery + 4 * (num_query if num_query <= gallery else 0)) * length
+        + 16 * queries * length
+        + 9 * queries * gallery
+        + 48 * 2048 * length
+    )
     if single_shot is not None:
         ranking = max(ranking, 12 * queries * num_gallery + 24 * 4096 * length)
     reranking = 0
@@ -783,11 +869,22 @@ def _refuse_other_than_bits(features: ReidFeatures, rows: np.ndarray) -> None:
             value = code[(code != 0) & (np.abs(code) != 1)][0]
             raise RankingError(
                 f"features: found {value:g} in {features.paths[some[bad[0]]]}, expected binary codes of 0 and 1 or of "
-                "-1 and 1 for the Hamming metric; unpack bytes with np.unpackbits"
+                "-1 and 1 for the Hamming metric, or the metric hamming-packed for bytes of eight bits"
             )
         found |= {value for value in (-1.0, 0.0) if (codes == value).any()}
     if len(found) == 2:
         raise RankingError("features: found 0 and -1, expected codes of 0 and 1 or of -1 and 1 for the Hamming metric")
+
+
+def _refuse_other_than_bytes(features: ReidFeatures, rows: np.ndarray) -> None:
+    for some in _some_rows(rows):
+        codes = features.features[some]
+        bad = np.flatnonzero(~((codes >= 0) & (codes <= 255) & (codes == np.round(codes))).all(axis=1))
+        if len(bad):
+            raise RankingError(
+                f"features: the code of {features.paths[some[bad[0]]]} holds other numbers than bytes, expected 0 to "
+                "255 for the metric hamming-packed, or hamming for codes with a bit in each entry"
+            )
 
 
 def _exponent(vectors: np.ndarray, rows: np.ndarray) -> int:
@@ -806,36 +903,48 @@ def _all_of(vectors: Vectors) -> np.ndarray:
 # --- scoring --------------------------------------------------------------------------------------------------------
 
 
-def _plain_scores(who: Contest, plan: MemoryPlan) -> tuple[QueryScores, int]:
+def _plain_scores(who: Contest, plan: MemoryPlan, ties: Ties) -> tuple[QueryScores, int]:
     """Scores from rough products, exact where it matters; and the number of queries with a right answer at 0.
 
     The gallery passes by once, so it may lie on disk; for each part of it all queries are asked.
     """
     answers, length = who.answers, who.gallery.num_features
     num_query, num_gallery = len(who.query), len(who.gallery)
-    gallery = who.gallery
-    if num_gallery <= plan.block_gallery:  # one block holds all of it, so it is prepared only once
+    query: Vectors = who.query
+    gallery: Vectors = who.gallery
+    gallery_sq = None
+    if num_query <= plan.block_gallery:  # prepared only once
+        query = ArrayVectors(query.take(slice(0, num_query)))
+    if num_gallery <= plan.block_gallery:
         gallery = ArrayVectors(gallery.take(slice(0, num_gallery)))
-    counts = PlaceCounts(answers, paired_squared_distances(who.query, answers.query_of, gallery, answers.rows))
+        gallery_sq = squared_lengths(gallery.take(slice(0, num_gallery)))
+    blocks = [
+        slice(start, min(start + plan.block_queries, num_query)) for start in range(0, num_query, plan.block_queries)
+    ]
+    right = [
+        paired_squared_distances(ArrayVectors(query.take(some)), here.query_of, gallery, here.rows, y_sq=gallery_sq)
+        for some in blocks
+        for here in [answers.queries(some.start, some.stop)]
+    ]
+    counts = PlaceCounts(answers, np.concatenate(right), ties=ties)
     buffer = np.empty(2 * plan.block_queries * min(plan.block_gallery, num_gallery), dtype=np.float32)
+    binary = who.metric in ("hamming", "hamming-packed")  # sums of ones: no product is rough
     with progress("ranking", num_gallery) as bar:
         for first_column in range(0, num_gallery, plan.block_gallery):
             columns = gallery.take(slice(first_column, first_column + plan.block_gallery))
-            columns_sq = squared_lengths(columns)
-            for first_query in range(0, num_query, plan.block_queries):
-                rows = who.query.take(slice(first_query, first_query + plan.block_queries))
+            columns_sq = squared_lengths(columns) if gallery_sq is None else gallery_sq
+            for some in blocks:
+                rows = query.take(some)
                 rows_sq = squared_lengths(rows)
                 out = buffer[: 2 * len(rows) * len(columns)].reshape(2, len(rows), len(columns))
-                block = rough_distances(rows, columns, columns_sq.astype(np.float32), out)
-                some = _ExactPairs(ArrayVectors(rows), first_query, ArrayVectors(columns), first_column)
-                binary = who.metric == "hamming"  # sums of ones: no product is rough
+                exact = _ExactPairs(ArrayVectors(rows), some.start, ArrayVectors(columns), first_column, columns_sq)
                 counts.add(
-                    block,
-                    first_query=first_query,
+                    rough_distances(rows, columns, columns_sq.astype(np.float32), out),
+                    first_query=some.start,
                     first_column=first_column,
                     less=rows_sq,
                     error=np.zeros(len(rows)) if binary else rough_error(rows_sq, float(columns_sq.max()), length),
-                    exact=None if binary else some,
+                    exact=None if binary else exact,
                 )
             bar.advance(len(columns))
     num_copies = len(np.unique(answers.query_of[counts.distances == 0]))
@@ -850,9 +959,11 @@ class _ExactPairs:
     first_row: int
     columns: Vectors
     first_column: int
+    columns_sq: np.ndarray
 
     def __call__(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        return paired_squared_distances(self.rows, queries - self.first_row, self.columns, gallery - self.first_column)
+        rows, columns = queries - self.first_row, gallery - self.first_column
+        return paired_squared_distances(self.rows, rows, self.columns, columns, y_sq=self.columns_sq)
 
 
 def _scores_of_blocks(
@@ -861,6 +972,7 @@ def _scores_of_blocks(
     num_settings: int,
     *,
     curves: SingleShotCurves | None,
+    ties: Ties,
     what: str,
 ) -> tuple[list[QueryScores], int]:
     """Score distances to the whole gallery: blocks of consecutive queries, one (B, G) per setting, exact or rough.
@@ -877,13 +989,13 @@ def _scores_of_blocks(
             here = answers.queries(start, stop)
             for setting, block in enumerate(settings):
                 if isinstance(block, RoughBlock):
-                    counts = PlaceCounts(here, block.exact(here.query_of, here.rows))
+                    counts = PlaceCounts(here, block.exact(here.query_of, here.rows), ties=ties)
                     counts.add(block.values, less=np.zeros(stop - start), error=block.error, exact=block.exact)
                     counted[setting].append(counts)
                     continue
                 if curves is not None:
                     shots[setting] += [curves.curve(start + number, row) for number, row in enumerate(block)]
-                counts = PlaceCounts(here, block[here.query_of, here.rows])
+                counts = PlaceCounts(here, block[here.query_of, here.rows], ties=ties)
                 counts.add(block)
                 counted[setting].append(counts)
             bar.advance(stop - start)

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from reid_eval.distances import squared_distances_to
+from reid_eval.distances import squared_distances_to, squared_lengths
 from reid_eval.errors import ReidError
 from reid_eval.features import ReidFeatures
 from reid_eval.files import atomic_path, claim_folder, read_pixels, save_image, write_text
@@ -43,7 +43,7 @@ class SheetError(ReidError):
 
 @dataclass(frozen=True)
 class Found:
-    """One picture of a ranked list; `distance` is squared for cosine and Euclid, a count of bits for Hamming."""
+    """One picture of a ranked list; `distance` is 1 - cos, Euclid's, bits, or the product."""
 
     path: str
     pid: int
@@ -92,6 +92,7 @@ def ranked_list(who: Contest, query: int, top: int) -> list[Found]:
     answers = who.answers
     right = set(answers.rows[answers.starts[query] : answers.starts[query + 1]].tolist())
     left_out = set(answers.mates_of(query).tolist()) - right
+    shown = _shown(who, query, distances)
     found = [_found(features, who.query_rows[query], "query", 0.0)]
     counted = 0
     for column in np.argsort(distances, kind="stable").tolist():
@@ -99,8 +100,23 @@ def ranked_list(who: Contest, query: int, top: int) -> list[Found]:
             break
         kind: Kind = "right" if column in right else "left out" if column in left_out else "wrong"
         counted += kind != "left out"
-        found.append(_found(features, who.gallery_rows[column], kind, float(distances[column])))
+        found.append(_found(features, who.gallery_rows[column], kind, float(shown[column])))
     return found
+
+
+def _shown(who: Contest, query: int, distance_sq: np.ndarray) -> np.ndarray:
+    """What people expect in place of the squared distances that all metrics are compared by."""
+    wide = distance_sq.astype(np.float64)
+    match who.metric:
+        case "cosine":
+            return wide / 2
+        case "euclidean":
+            return np.ldexp(np.sqrt(wide), -who.query.exponent)
+        case "dot":
+            query_sq = squared_lengths(who.query.take(np.array([query])))[0]
+            return np.ldexp((query_sq + who.gallery.longest_sq - wide) / 2, -2 * who.query.exponent)
+        case "hamming" | "hamming-packed":
+            return wide
 
 
 def _found(features: ReidFeatures, row: int, kind: Kind, distance: float) -> Found:

@@ -587,7 +587,8 @@ class _Trainer:
             runtime=self.runtime,
         )
         features = extract_features(embedder, data, num_workers=self.config.num_workers)
-        report = rank(features, rerank=rerank_params(features) if self.config.eval_rerank else None)
+        rerank = rerank_params(features) if self.config.eval_rerank else None
+        report = rank(features, rerank=rerank, even_if_collapsed=True)  # a bad epoch may be followed by better ones
         self._since_s = time.monotonic()
         return report
 
