@@ -204,9 +204,9 @@ class Setup:
         runtime = Runtime(torch.device("cpu"), precision)
         for network in (*model.networks().values(), *(trained.network for trained in teacher.networks)):
             runtime.prepare(network)
-        for network in model.networks().values():
+        for name, network in model.networks().items():
             network.train()
-            if compile:
+            if compile and name != "decoder":  # whose padding torch 2.14 compiles wrongly where channels come last
                 network.compile()
         step = Step(model, make_optimizers(model, self.config.optim), self.config, runtime, teacher)
         return model, lambda iteration, batch, draws: step(iteration, [batch], [draws])
@@ -281,7 +281,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=4, help="of each of a and b; published: 8 (%(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--compile", action="store_true", help="also with all networks compiled")
+    parser.add_argument("--compile", action="store_true", help="also with all networks but the decoder compiled")
     parser.add_argument("--exact", action="store_true", help="compare one step in float64, and nothing else")
     parser.add_argument("--profile", action="store_true", help="print where our step spends its time, and nothing else")
     options = parser.parse_args()
