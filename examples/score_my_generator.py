@@ -7,8 +7,9 @@ Both folders hold one folder per person. Without Inception weights the features 
 
 import sys
 
-from reid_eval.fid import extractor_from_name, fid
-from reid_eval.similarity import ssim_within_identity
+from reid_eval.extractors import extractor_from_name
+from reid_eval.images import fid
+from reid_eval.pair_results import ssim_within_identity
 
 
 def main(real: str, fake: str, run: str) -> None:

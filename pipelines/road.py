@@ -20,11 +20,12 @@ from dgnet_gen.truth import swap_truth, truth_sheet
 from dgnet_gen.visualise import enlarged, pick_people, swap_grid
 from pipelines.stages import Stage, read_record, run_stages
 from reid_eval import __version__
-from reid_eval.fid import Extractor, extractor_from_name, fid
+from reid_eval.extractors import Extractor, extractor_from_name
 from reid_eval.files import file_fingerprint, save_image
+from reid_eval.images import fid
+from reid_eval.pair_results import ssim_within_identity
 from reid_eval.ranking import rank, rerank_params
 from reid_eval.report import MetricResult, Picture, Report, Timing, group_metrics, write_report
-from reid_eval.similarity import ssim_within_identity
 from reid_models.config import ConfigError, config_dict, load_config
 from reid_models.data.check import check_dataset
 from reid_models.data.index import DatasetError, DatasetIndex

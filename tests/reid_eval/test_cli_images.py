@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from reid_eval.cli import main
+from reid_eval.pair_results import ssim_within_identity
 from reid_eval.report import MetricResult
-from reid_eval.similarity import ssim_within_identity
 
 
 def invoke(*arguments: object) -> Result:
@@ -59,7 +59,8 @@ def test_fid_of_a_folder_against_itself_is_0(people):
 def test_a_measurement_is_kept_where_it_was_asked_for(people, command):
     options = ["--extractor", "random"] if command == "fid" else []
     out = people / "metrics"
-    result = invoke(command, people / "real", people / "fake", *options, "--out", out, "--json")
+    second = [people / "fake"] if command == "fid" else []
+    result = invoke(command, people / "real", *second, *options, "--out", out, "--json")
     assert result.exit_code == 0
     (file,) = out.iterdir()
     assert json.loads(result.stdout) == json.loads(file.read_text())
@@ -132,7 +133,10 @@ def test_bad_input_gets_one_line(people, monkeypatch, arguments, words):
 def test_a_cut_off_picture_is_named_in_one_line(people):
     file = people / "fake" / "0002" / "0002_c1_1.png"
     file.write_bytes(file.read_bytes()[:70])
-    assert "0002_c1_1.png: not a readable image" in refusal(invoke("ssim", people / "fake"))
+    assert "0002_c1_1.png: not a readable image" in refusal(invoke("ssim", people / "fake", "--strict"))
+    left_out = invoke("ssim", people / "fake")
+    assert left_out.exit_code == 0
+    assert "pairs with an unreadable picture left out" in left_out.stdout
 
 
 def test_an_out_that_is_a_file_is_refused_but_the_number_is_not_lost(people):
@@ -171,3 +175,43 @@ def test_file_names_that_are_not_utf8_are_measured_like_others(people, command):
     arguments = {"fid": [people / "fake", "--extractor", "random"], "report": ["--out", people / "report.html"]}
     result = invoke(command, people / "real", *arguments.get(command, []))
     assert result.exit_code == 0, result.output
+
+
+def test_everything_is_measured_in_one_pass_and_answered_from_the_cache_then(people, monkeypatch):
+    arguments = ["images", people / "real", people / "fake", "--extractor", "random", "--metrics", "fid,kid,ssim,pairs"]
+    first = invoke(*arguments, "--json", "--csv", people / "numbers.csv")
+    names = [metric["name"] for metric in json.loads(first.stdout)["metrics"]]
+    assert names[:2] == ["fid_random_demo", "kid_random_demo"]
+    assert {"ssim_within_identity", "ssim_within_identity_real", "ssim_of_pairs", "psnr_of_pairs"} < set(names)
+    assert len((people / "numbers.csv").read_text().splitlines()) == len(names) + 1
+    monkeypatch.setattr("reid_eval.one_pass.read_picture", lambda path: pytest.fail("decoded"))
+    assert invoke(*arguments, "--json").stdout == first.stdout
+    alone = invoke("kid", people / "real", people / "fake", "--extractor", "random", "--json")
+    assert json.loads(alone.stdout)["value"] == json.loads(first.stdout)["metrics"][1]["value"]
+
+
+def test_a_statistics_file_stands_for_its_folder_and_pytorch_fid_reads_it(people):
+    file = people / "real.npz"
+    assert invoke("stats", people / "real", file, "--extractor", "random").exit_code == 0
+    options = ["--extractor", "random", "--json", "--no-cache"]
+    by_file, by_folder = (invoke("fid", side, people / "fake", *options) for side in (file, people / "real"))
+    assert json.loads(by_file.stdout)["value"] == pytest.approx(json.loads(by_folder.stdout)["value"], rel=1e-12)
+    with np.load(file) as stored:
+        assert (stored["mu"].shape, stored["sigma"].shape) == ((64,), (64, 64))
+        np.savez(people / "bare.npz", mu=stored["mu"], sigma=stored["sigma"])
+    bare = json.loads(invoke("fid", people / "bare.npz", people / "fake", *options).stdout)
+    assert bare["value"] == pytest.approx(json.loads(by_folder.stdout)["value"], rel=1e-6)
+    assert "taken on trust" in bare["protocol"]
+    assert "KID needs the features" in refusal(
+        invoke("kid", people / "bare.npz", people / "fake", "--extractor", "random")
+    )
+
+
+def test_numbers_of_unlike_making_are_not_compared(people):
+    files = []
+    for seed in (0, 0, 1):
+        out = people / f"out{len(files)}"
+        invoke("ssim", people / "fake", "--seed", seed, "--out", out)
+        files.append(out / "ssim_within_identity.json")
+    assert "equal" in invoke("diff", files[0], files[1]).stdout
+    assert "seed: 0 against 1" in refusal(invoke("diff", files[0], files[2]))

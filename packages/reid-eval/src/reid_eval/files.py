@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from reid_eval.errors import OutputError, ReidError
 
+_EXIF_ORIENTATION = 0x0112
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"})
 
 
@@ -64,15 +66,32 @@ def _refuse_link_to_itself(folder: Path) -> None:
         raise ImageError(f"{folder}: a link to a folder that contains it, so its images never end; remove the link")
 
 
-def read_pixels(path: Path | str) -> np.ndarray:
-    """Decode one image file to pixels: uint8, RGB, (H, W, 3), 0..255.
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image file: its pixels (uint8, RGB, (H, W, 3)), and what was in the file that they do not show.
+
+    `codec` and `mode` are Pillow's words (JPEG, PNG; RGB, L, RGBA, CMYK). Of an animation the pixels are the first
+    frame; transparency is dropped, and a rotation that the file's Exif block asks for is not applied.
+    """
+
+    pixels: np.ndarray
+    codec: str
+    mode: str
+    is_animated: bool
+    is_rotated: bool
+
+
+def read_picture(path: Path | str) -> Picture:
+    """Decode one image file.
 
     Raises:
         ImageError: the file is missing, is no image, is cut off, or has more than 8 bits per channel.
     """
     try:
         with Image.open(path) as image:
-            mode = image.mode
+            mode, codec = image.mode, str(image.format)
+            is_animated = bool(getattr(image, "is_animated", False))
+            is_rotated = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) != 1
             pixels = np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise ImageError(f"{path}: no such image file") from None
@@ -83,7 +102,16 @@ def read_pixels(path: Path | str) -> np.ndarray:
         raise ImageError(f"{path}: not a readable image ({reason}); restore or remove this file") from None
     if mode.startswith(("I", "F")):  # converted to 8 bits they would be clipped at 255
         raise ImageError(f"{path}: grey values of mode {mode}, expected 8 bits per channel; convert this file")
-    return pixels
+    return Picture(pixels, codec, mode, is_animated, is_rotated)
+
+
+def read_pixels(path: Path | str) -> np.ndarray:
+    """Decode one image file to pixels: uint8, RGB, (H, W, 3), 0..255.
+
+    Raises:
+        ImageError: the file is missing, is no image, is cut off, or has more than 8 bits per channel.
+    """
+    return read_picture(path).pixels
 
 
 @contextmanager

@@ -1,29 +1,25 @@
-"""How alike two pictures are (SSIM, PSNR), and how varied the pictures of one person are.
+"""How alike two pictures are: SSIM, PSNR, and the Lab dissimilarity of the DG-Net paper. Pixels in, numbers out.
 
-Pixels in (uint8, RGB, 0..255), numbers out. Several different numbers are called SSIM; the one here is scikit-image's
-default (a uniform 7x7 window, sample covariance, data range 255), computed on each RGB channel, windows wholly inside
-the picture, mean over positions and channels. `SSIM_PROTOCOL` says so in every result.
+Pixels are uint8, RGB, 0..255. Several different numbers are called SSIM; the one here is scikit-image's default (a
+uniform 7x7 window, sample covariance, data range 255), computed on each RGB channel, windows wholly inside the
+picture, mean over positions and channels. `SSIM_PROTOCOL` says so in every result.
 
     ssim(made, truth)                                 # at most 1, and 1 for equal pictures
     psnr_db(made, truth)                              # dB, infinite for equal pictures
-    ssim_within_identity("fake", pairs=10, seed=0)    # MetricResult: diversity, not fidelity
-    ssim_of_pairs("made", "truth")                    # MetricResult: fidelity
+    ssim_of_batch([made, ...], [truth, ...])          # (P,)
+    dssim_lab_of_batch([made, ...], [truth, ...])     # (P,), 0 for equal pictures
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
-import reid_eval
 from reid_eval.errors import ReidError
-from reid_eval.files import describe_images, fingerprint, list_images, read_pixels
-from reid_eval.progress import track
-from reid_eval.report import MetricResult
 
 WINDOW_PX = 7
 DATA_RANGE = 255
@@ -31,6 +27,14 @@ SSIM_PROTOCOL = (
     "SSIM on RGB 0..255 at native size: uniform 7x7 window, sample covariance, data range 255, "
     "mean over inner positions and channels (scikit-image's default)."
 )
+DSSIM_LAB_PROTOCOL = (
+    "(1 - SSIM) / 2 in Lab colours at native size: pixels through -1..1 and back with truncation, sRGB to Lab "
+    "(D65), uniform "
+    "7x7 window, sample covariance, data range 100, mean over inner positions and channels (the DG-Net paper's 'SSIM')."
+)
+_LAB_RANGE = 100
+_AREA = WINDOW_PX * WINDOW_PX
+_STRIP_ELEMENTS = 24_000  # of a picture at a time: what a strip needs stays in the processor's cache
 
 
 class SimilarityError(ReidError):
@@ -40,6 +44,8 @@ class SimilarityError(ReidError):
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
     """Structural similarity (Wang et al. 2004) of two pictures; at most 1, and 1 for equal pictures.
 
+    Window sums are exact whole numbers; the last division is done in float32.
+
     Shapes:
         first, second  (H, W, 3) or (H, W)  uint8, H and W at least 7
         returns        mean over the (H - 6, W - 6) windows wholly inside, then over channels
@@ -48,29 +54,130 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
         SimilarityError: the sizes differ, or are smaller than the window.
     """
     _refuse_unequal(first, second)
+    _refuse_small(first)
     height, width = first.shape[:2]
-    if min(height, width) < WINDOW_PX:
-        raise SimilarityError(f"pictures of {height}x{width} pixels: SSIM needs at least {WINDOW_PX}x{WINDOW_PX}")
-    x, y = first.astype(np.float64), second.astype(np.float64)
-    area = WINDOW_PX * WINDOW_PX
-    to_sample = area / (area - 1)
-    mean_x, mean_y = _window_sums(x) / area, _window_sums(y) / area
-    var_x = to_sample * (_window_sums(x * x) / area - mean_x * mean_x)
-    var_y = to_sample * (_window_sums(y * y) / area - mean_y * mean_y)
-    cov_xy = to_sample * (_window_sums(x * y) / area - mean_x * mean_y)
-    c1, c2 = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
-    alike = (2 * mean_x * mean_y + c1) * (2 * cov_xy + c2)
-    largest = (mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2)
-    return float((alike / largest).mean())
+    channels = first.size // (height * width)
+    x, y = first.reshape(height, -1), second.reshape(height, -1)
+    rows = max(WINDOW_PX + 1, _STRIP_ELEMENTS // x.shape[1])
+    total = sum(
+        _strip_ssim(x[start : start + rows + WINDOW_PX - 1], y[start : start + rows + WINDOW_PX - 1], channels)
+        for start in range(0, height - WINDOW_PX + 1, rows)
+    )
+    return total / ((height - WINDOW_PX + 1) * (width - WINDOW_PX + 1) * channels)
 
 
-def _window_sums(values: np.ndarray) -> np.ndarray:
-    """Sums over all 7x7 windows: (H, W, ...) to (H - 6, W - 6, ...), exact, because the values are integers."""
-    for axis in (0, 1):
-        padding = [(1, 0) if other == axis else (0, 0) for other in range(values.ndim)]
-        running = np.moveaxis(np.cumsum(np.pad(values, padding), axis=axis), axis, 0)
-        values = np.moveaxis(running[WINDOW_PX:] - running[:-WINDOW_PX], 0, axis)
-    return values
+def _strip_ssim(x: np.ndarray, y: np.ndarray, channels: int) -> float:
+    """Sum of the similarities of all windows of a strip (H, W * channels) uint8."""
+    wide_x, wide_y = x.astype(np.uint16), y.astype(np.uint16)  # a window's sum stays below 2^16, a product too
+    sum_x, sum_y = (_window_sums(side, channels).astype(np.int32) for side in (wide_x, wide_y))
+    sum_xy = _window_sums((wide_x * wide_y).astype(np.int32), channels)
+    wide_x *= wide_x
+    wide_y *= wide_y
+    sum_sq = _window_sums(np.add(wide_x, wide_y, dtype=np.int32), channels)
+    means = sum_x * sum_y
+    sum_x *= sum_x
+    sum_y *= sum_y
+    sum_x += sum_y  # of squared means
+    sum_xy *= _AREA
+    sum_xy -= means  # covariance times 49 * 48, exact
+    sum_sq *= _AREA
+    sum_sq -= sum_x  # sum of both variances times 49 * 48, exact
+    c1 = np.float32((0.01 * DATA_RANGE) ** 2 * _AREA**2)
+    c2 = np.float32((0.03 * DATA_RANGE) ** 2 * _AREA * (_AREA - 1))
+    alike, cov, largest, var = (part.astype(np.float32) for part in (means, sum_xy, sum_x, sum_sq))
+    alike *= 2
+    alike += c1
+    cov *= 2
+    cov += c2
+    largest += c1
+    var += c2
+    alike *= cov
+    largest *= var
+    alike /= largest
+    return float(alike.sum(dtype=np.float64))
+
+
+def _window_sums(values: np.ndarray, channels: int) -> np.ndarray:
+    """Sums over all 7x7 windows: (H, W * channels) to (H - 6, (W - 6) * channels), by doubling: 7 = 4 + 2 + 1."""
+    two = values[:-1] + values[1:]
+    sums = two[:-2] + two[2:]
+    sums = sums[:-3]
+    sums += two[4:-1]
+    sums += values[6:]
+    two = sums[:, :-channels] + sums[:, channels:]
+    wide = two[:, : -2 * channels] + two[:, 2 * channels :]
+    wide = wide[:, : -3 * channels]
+    wide += two[:, 4 * channels : -channels]
+    wide += sums[:, 6 * channels :]
+    return wide
+
+
+def ssim_of_batch(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
+    """SSIM of P pairs, (P,), on as many threads as there are cores."""
+    return _of_batch(ssim, first, second)
+
+
+def psnr_of_batch(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
+    """PSNR of P pairs in dB, (P,)."""
+    return np.array([psnr_db(*pair) for pair in zip(first, second, strict=True)])
+
+
+def dssim_lab_of_batch(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
+    """`dssim_lab` of P pairs, (P,); a picture that occurs again is converted once."""
+    labs: dict[int, np.ndarray] = {}
+    for pair in zip(first, second, strict=True):
+        _refuse_unequal(*pair)
+        _refuse_small(pair[0])
+        for pixels in pair:
+            if id(pixels) not in labs:
+                labs[id(pixels)] = _lab(pixels)
+    return _of_batch(_dssim, [labs[id(pixels)] for pixels in first], [labs[id(pixels)] for pixels in second])
+
+
+def _of_batch(
+    measure: Callable[[np.ndarray, np.ndarray], float], first: Sequence[np.ndarray], second: Sequence[np.ndarray]
+) -> np.ndarray:
+    if len(first) == 1:
+        return np.array([measure(first[0], second[0])])
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return np.array(list(pool.map(measure, first, second)))
+
+
+def dssim_lab(first: np.ndarray, second: np.ndarray) -> float:
+    """The dissimilarity (1 - SSIM) / 2 in Lab colours that the DG-Net paper calls SSIM: 0 for equal pictures, higher is
+    more different.
+
+    Shapes:
+        first, second  (H, W, 3)  uint8, H and W at least 7
+
+    Raises:
+        SimilarityError: the sizes differ, or are smaller than the window.
+    """
+    return float(dssim_lab_of_batch([first], [second])[0])
+
+
+def _lab(pixels: np.ndarray) -> np.ndarray:
+    """Pixels to Lab (H, W, 3) float32, after the round trip through -1..1 of the authors' program, which truncates."""
+    from skimage.color import rgb2lab
+
+    on_unit = (pixels / 127.5 - 1).astype(np.float32)
+    back = ((on_unit + np.float32(1)) * np.float32(127.5)).astype(np.uint8)
+    return rgb2lab(back).astype(np.float32)
+
+
+def _dssim(x: np.ndarray, y: np.ndarray) -> float:
+    """(1 - SSIM) / 2 of Lab pictures (H, W, 3)."""
+    height, _, channels = x.shape
+    x, y = x.reshape(height, -1).astype(np.float64), y.reshape(height, -1).astype(np.float64)
+    mean_x, mean_y, mean_xy, mean_sq = (
+        _window_sums(values, channels) / _AREA for values in (x, y, x * y, x * x + y * y)
+    )
+    to_sample = _AREA / (_AREA - 1)
+    product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    c1, c2 = (0.01 * _LAB_RANGE) ** 2, (0.03 * _LAB_RANGE) ** 2
+    alike = (2 * product + c1) * (2 * to_sample * (mean_xy - product) + c2)
+    largest = (squares + c1) * (to_sample * (mean_sq - squares) + c2)
+    return (1 - float((alike / largest).mean())) / 2
 
 
 def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
@@ -82,6 +189,12 @@ def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
     _refuse_unequal(first, second)
     error_sq = float(np.square(first.astype(np.float64) - second.astype(np.float64)).mean())
     return math.inf if error_sq == 0 else 10 * math.log10(DATA_RANGE**2 / error_sq)
+
+
+def _refuse_small(pixels: np.ndarray) -> None:
+    height, width = pixels.shape[:2]
+    if min(height, width) < WINDOW_PX:
+        raise SimilarityError(f"pictures of {height}x{width} pixels: SSIM needs at least {WINDOW_PX}x{WINDOW_PX}")
 
 
 def _refuse_unequal(first: np.ndarray, second: np.ndarray) -> None:
@@ -96,117 +209,3 @@ def _refuse_unequal(first: np.ndarray, second: np.ndarray) -> None:
 
 def _size(pixels: np.ndarray) -> str:
     return "x".join(map(str, pixels.shape))
-
-
-def ssim_within_identity(
-    root: Path | str, *, pairs: int = 10, seed: int = 0, name: str = "ssim_within_identity"
-) -> MetricResult:
-    """Mean SSIM of random pairs of pictures inside each identity's folder: the lower, the more varied the pictures.
-
-    This is diversity, not fidelity. `root` holds one folder per identity, at any depth; each folder's pairs follow
-    from `seed` and its own name. Folders of one picture are skipped and counted, and so are pictures beside the
-    folders. Where the pictures of a pair differ in size, the second is resized to the first (bicubic) and counted.
-    `name` names the result, when several sets of pictures are measured for one report: `ssim_within_identity_real`.
-
-    Raises:
-        SimilarityError: no folder below `root` holds two pictures, or a picture is smaller than the window.
-        ImageError: there is no such folder, or a picture cannot be read.
-    """
-    root = Path(root)
-    if pairs < 1:
-        raise SimilarityError(f"pairs = {pairs}: expected at least 1 pair per identity")
-    if seed < 0:
-        raise SimilarityError(f"seed = {seed}: expected 0 or more")
-    paths = list_images(root)
-    folders: dict[Path, list[Path]] = {}
-    for path in paths:
-        if path.parent != root:
-            folders.setdefault(path.parent, []).append(path)
-    varied = {folder: members for folder, members in folders.items() if len(members) > 1}
-    if not varied:
-        raise SimilarityError(
-            f"{root}: {len(paths)} pictures in {len(folders)} folders, none of which holds two pictures; "
-            "expected one folder per identity"
-        )
-    values: list[float] = []
-    num_resized = 0
-    for folder, members in track(sorted(varied.items()), f"SSIM within {root}"):
-        rng = np.random.default_rng([seed, int(fingerprint([folder.relative_to(root).as_posix()]), 16)])
-        for _ in range(pairs):
-            files = [members[chosen] for chosen in rng.choice(len(members), 2, replace=False)]
-            first, second = (read_pixels(file) for file in files)
-            if first.shape != second.shape:
-                second = _resized_like(second, first)
-                num_resized += 1
-            values.append(_ssim_of_files(files, first, second))
-    skipped = len(folders) - len(varied)
-    num_beside = len(paths) - sum(map(len, folders.values()))
-    beside = f"{num_beside} pictures beside the folders left out. " if num_beside else ""
-    return MetricResult(
-        name=name,
-        value=float(np.mean(values)),
-        higher_is_better=False,
-        protocol=(
-            f"Mean over {pairs} random pairs of pictures in each of {len(varied)} identity folders (seed {seed}): "
-            f"diversity, not fidelity. {skipped} folders of a single picture skipped, {num_resized} of {len(values)} "
-            f"pairs resized to equal size. {beside}{SSIM_PROTOCOL}"
-        ),
-        made_by={"reid_eval": reid_eval.__version__, "pictures": describe_images(root, paths)},
-    )
-
-
-def ssim_of_pairs(first: Path | str, second: Path | str, *, name: str = "ssim_of_pairs") -> MetricResult:
-    """Mean SSIM of the pictures that two folders hold under the same relative path, whatever the suffix: fidelity.
-
-    Raises:
-        SimilarityError: no path is in both folders, or the two pictures of a path differ in size.
-        ImageError: a folder is missing, or a picture cannot be read.
-    """
-    sides = [_by_stem(Path(first)), _by_stem(Path(second))]
-    common = sorted(sides[0].keys() & sides[1].keys())
-    if not common:
-        raise SimilarityError(
-            f"{first} ({len(sides[0])} pictures) and {second} ({len(sides[1])} pictures): no relative path is in both; "
-            "expected the same folders and names on both sides"
-        )
-    values = []
-    for stem in track(common, "SSIM of pairs"):
-        files = [side[stem] for side in sides]
-        values.append(_ssim_of_files(files, *(read_pixels(file) for file in files)))
-    alone = len(sides[0]) + len(sides[1]) - 2 * len(common)
-    return MetricResult(
-        name=name,
-        value=float(np.mean(values)),
-        higher_is_better=True,
-        protocol=(
-            f"Mean over {len(common)} pairs of pictures with equal relative path: fidelity. "
-            f"{alone} pictures without a partner left out. {SSIM_PROTOCOL}"
-        ),
-        made_by={
-            "reid_eval": reid_eval.__version__,
-            "first": describe_images(first, sides[0].values()),
-            "second": describe_images(second, sides[1].values()),
-        },
-    )
-
-
-def _ssim_of_files(files: Sequence[Path], first: np.ndarray, second: np.ndarray) -> float:
-    try:
-        return ssim(first, second)
-    except SimilarityError as error:
-        raise SimilarityError(f"{files[0]} and {files[1]}: {error}") from None
-
-
-def _by_stem(root: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in list_images(root):
-        stem = path.relative_to(root).with_suffix("").as_posix()
-        if stem in found:
-            raise SimilarityError(f"{path} and {found[stem].name} differ only in their suffix: which one is meant?")
-        found[stem] = path
-    return found
-
-
-def _resized_like(pixels: np.ndarray, example: np.ndarray) -> np.ndarray:
-    height, width = example.shape[:2]
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))

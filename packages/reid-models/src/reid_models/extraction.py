@@ -366,6 +366,11 @@ class FrechetExtractor:
         height, width = embedder.image_hw
         self.description = f"embeddings of {embedder.name}, {self.num_features} features, bicubic to {height}x{width}"
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of whatever decides the vectors."""
+        return fingerprint([self.description, self.embedder.fingerprint])
+
     def __call__(self, pixels_batch: list[np.ndarray]) -> np.ndarray:
         """Pixels of any sizes to embeddings (B, num_features), float32, of whatever length they have."""
         images = torch.stack([eval_transform(pixels, self.embedder.image_hw) for pixels in pixels_batch])

@@ -1,0 +1,590 @@
+"""The commands of reid-eval that measure pictures: fid, kid, prdc, ssim, lpips, images, stats, weights, diff.
+
+All of them ask `images.measure_images`, so each is a part of the one pass that `images` makes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import rich_click as click
+from click.core import ParameterSource
+
+from reid_eval.errors import user_errors
+
+if TYPE_CHECKING:
+    from reid_eval.images import Metric, Protocol
+    from reid_eval.report import MetricResult
+
+F = TypeVar("F", bound=Callable[..., None])
+
+# Whether a path is there, readable and of the right kind is said by who opens it, in one line.
+_PATH = click.Path(readable=False, path_type=Path)
+_METRICS = ("fid", "kid", "prdc", "ssim", "lpips", "identity", "pairs")
+_RESIZE = ("legacy", "clean", "tensorflow", "dgnet", "none")
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order of the help text."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_extractor_options = _options(
+    click.option(
+        "--extractor",
+        "extractor_name",
+        default="inception",
+        show_default=True,
+        help="inception; torchvision:NAME; timm:NAME; reid:RUN, a trained re-ID run; or random, for demonstration.",
+    ),
+    click.option(
+        "--weights", type=_PATH, help="The extractor's weight file; else it is looked for (reid-eval weights)."
+    ),
+    click.option(
+        "--resize",
+        type=click.Choice(_RESIZE),
+        default="legacy",
+        show_default=True,
+        help="Rule for the network's size: pytorch-fid's, clean-fid's, TensorFlow's, the DG-Net paper's, or none.",
+    ),
+    click.option("--half", is_flag=True, help="Compute features in bfloat16."),
+)
+_weight_options = _options(
+    click.option(
+        "--any-weights", is_flag=True, help="Take weight files that are not the published ones; never to be quoted."
+    ),
+    click.option("--offline", is_flag=True, help="Never fetch anything (also REID_OFFLINE=1)."),
+)
+_lpips_options = _options(
+    click.option(
+        "--net",
+        type=click.Choice(["alex", "vgg", "squeeze"]),
+        default="alex",
+        show_default=True,
+        help="LPIPS: the network.",
+    ),
+    click.option(
+        "--lpips-weights", type=_PATH, help="LPIPS: weight file of that network, as torchvision publishes it."
+    ),
+    click.option("--heads", type=_PATH, help="LPIPS: file of the linear heads."),
+)
+_pair_options = _options(
+    click.option(
+        "--pairs", type=click.IntRange(min=1), default=10, show_default=True, help="Random pairs per identity."
+    ),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the pairs."),
+    click.option(
+        "--pairs-file", type=_PATH, help="Two folders: a .csv with columns first,second in place of equal names."
+    ),
+    click.option("--resize-pairs", is_flag=True, help="Two folders: resize the second of a pair to the first."),
+)
+_run_options = _options(
+    click.option("--batch-size", type=click.IntRange(min=1), default=50, show_default=True),
+    click.option("--workers", type=click.IntRange(min=1), help="Threads that decode ahead; they change no number."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
+    click.option("--strict", is_flag=True, help="Stop at a picture that cannot be read, instead of leaving it out."),
+    click.option("--cache/--no-cache", default=True, show_default=True, help="Keep features and answers (REID_CACHE)."),
+)
+_output_options = _options(
+    click.option("--out", type=_PATH, help="Also write a metric file per number into this folder."),
+    click.option("--csv", "csv_file", type=_PATH, help="Also write a line per number."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+)
+
+
+@click.command()
+@click.argument("real", type=_PATH)
+@click.argument("fake", type=_PATH)
+@_extractor_options
+@_weight_options
+@_run_options
+@_output_options
+def fid(real: Path, fake: Path, **options: Any) -> None:
+    """Print the Frechet distance between two sets of pictures: how alike they are as sets.
+
+    A set is a folder, with all pictures below it, or a statistics file .npz (of reid-eval stats, or of pytorch-fid).
+    The number's name says whose features it was measured in: fid_inception is the published FID, fid_reid that of a
+    trained re-ID run, fid_random_demo means nothing and shows only that everything works.
+
+    \b
+    Example:
+      reid-eval fid data/market/train_all runs/dgnet/fake/00100000
+      reid-eval fid real.npz fake --extractor reid:runs/teacher --out runs/metrics
+    """
+    _measure(real, fake, ["fid"], **options)
+
+
+@click.command()
+@click.argument("real", type=_PATH)
+@click.argument("fake", type=_PATH)
+@click.option(
+    "--subsets", type=click.IntRange(min=1), help="Mean over so many random subsets, as torch-fidelity takes it."
+)
+@click.option("--subset-size", type=click.IntRange(min=2), default=1000, show_default=True)
+@_extractor_options
+@_weight_options
+@_run_options
+@_output_options
+def kid(real: Path, fake: Path, subsets: int | None, subset_size: int, **options: Any) -> None:
+    """Print the kernel distance (KID) between two sets of pictures, with an interval of 95 %.
+
+    It has no bias from the number of pictures, so it is the one to take where they are few. It may be negative.
+
+    \b
+    Example:
+      reid-eval kid data/market/train_all runs/dgnet/fake/00100000
+    """
+    _measure(real, fake, ["kid"], protocol={"kid_subsets": subsets, "kid_subset_size": subset_size}, **options)
+
+
+@click.command()
+@click.argument("real", type=_PATH)
+@click.argument("fake", type=_PATH)
+@_extractor_options
+@_weight_options
+@_run_options
+@_output_options
+def prdc(real: Path, fake: Path, **options: Any) -> None:
+    """Print precision and recall, density and coverage of generated pictures.
+
+    Precision and density ask whether generated pictures are like real ones; recall and coverage, whether all kinds of
+    real ones are met.
+
+    \b
+    Example:
+      reid-eval prdc data/market/train_all runs/dgnet/fake/00100000
+    """
+    _measure(real, fake, ["prdc"], **options)
+
+
+@click.command()
+@click.argument("first", type=_PATH)
+@click.argument("second", type=_PATH, required=False)
+@_pair_options
+@_run_options
+@_output_options
+def ssim(first: Path, second: Path | None, **options: Any) -> None:
+    """Print the mean SSIM of pairs of pictures.
+
+    One folder: random pairs within each identity's folder. That is diversity, how varied the pictures of a person
+    are, and not fidelity. Two folders: the pictures of equal relative path, whatever their suffix, or of --pairs-
+    file; PSNR too. That is fidelity.
+
+    SSIM is scikit-image's default (uniform 7x7 window) on RGB 0..255 at native size; other programs mean other numbers.
+
+    \b
+    Example:
+      reid-eval ssim runs/dgnet/fake/00100000
+      reid-eval ssim reconstructed originals
+    """
+    _measure(second, first, ["pairs"] if second else ["ssim"], **options)
+
+
+@click.command()
+@click.argument("first", type=_PATH)
+@click.argument("second", type=_PATH, required=False)
+@_lpips_options
+@_weight_options
+@_pair_options
+@_run_options
+@_output_options
+def lpips(first: Path, second: Path | None, **options: Any) -> None:
+    """Print the mean LPIPS (0.1) of pairs of pictures: a distance, 0 for equal pictures.
+
+    One folder: random pairs within each identity's folder. That is diversity, higher being more varied, and not
+    fidelity. Two folders: the pictures of equal relative path, or of --pairs-file, with SSIM and PSNR of the same
+    pairs. That is fidelity, lower being better.
+
+    \b
+    Example:
+      reid-eval lpips runs/dgnet/fake/00100000 --net alex
+    """
+    _measure(second, first, ["pairs"] if second else ["lpips"], needs_lpips=True, **options)
+
+
+@click.command()
+@click.argument("real", type=_PATH)
+@click.argument("fake", type=_PATH)
+@click.option(
+    "--metrics",
+    default="fid,kid,prdc,ssim",
+    show_default=True,
+    help="Which, with commas between: fid, kid, prdc, ssim, lpips, identity, pairs.",
+)
+@click.option("--reid", "reid_name", help="Also identity consistency, in the features of this extractor (reid:RUN).")
+@click.option(
+    "--preset",
+    type=click.Choice(["dgnet-paper"]),
+    help="The DG-Net paper's protocol: fid and ssim, its sets, pairs, rounds and sizes.",
+)
+@_extractor_options
+@_lpips_options
+@_weight_options
+@_pair_options
+@_run_options
+@_output_options
+def images(real: Path, fake: Path, metrics: str, reid_name: str | None, preset: str | None, **options: Any) -> None:
+    """Print all metrics of generated pictures, in one pass that decodes each picture once.
+
+    ssim and lpips are diversity within identities, for both sides; pairs is fidelity, of pictures of equal relative
+    path; identity asks whether a re-ID network still sees the right person. lpips needs its weight files (reid-eval
+    weights).
+
+    \b
+    Example:
+      reid-eval images data/market/train_all runs/dgnet/fake/00100000
+      reid-eval images real fake --metrics fid,kid,prdc,ssim,lpips --reid reid:runs/teacher --csv numbers.csv
+      reid-eval images data/market/train_all fake --preset dgnet-paper
+    """
+    context = click.get_current_context()
+    assert context is not None
+    source = context.get_parameter_source
+    asked = [name.strip() for name in metrics.split(",") if name.strip()]
+    unknown = [name for name in asked if name not in _METRICS]
+    if unknown or not asked:
+        raise click.UsageError(
+            f"--metrics {metrics}: {', '.join(unknown) or 'none'} not known; expected some of {', '.join(_METRICS)}"
+        )
+    given = {
+        name
+        for name in ("metrics", "resize", "pairs", "seed", "extractor_name")
+        if source(name) != ParameterSource.DEFAULT
+    }
+    protocol: dict[str, Any] = {}
+    if preset is not None:
+        if fixed := sorted(given - {"metrics"}):
+            raise click.UsageError(f"--preset dgnet-paper fixes {', '.join(fixed)}; leave it out, or the preset")
+        from reid_eval.images import DGNET_PAPER
+
+        protocol = vars(DGNET_PAPER)
+        options |= {"resize": "dgnet", "pairs": DGNET_PAPER.pairs, "seed": DGNET_PAPER.seed}
+        asked = asked if "metrics" in given else ["fid", "ssim"]
+    if reid_name is not None and "identity" not in asked:
+        asked.append("identity")
+    if "identity" in asked and reid_name is None:
+        raise click.UsageError("identity needs --reid, the extractor to see identities with, such as reid:runs/teacher")
+    _measure(real, fake, asked, reid_name=reid_name, protocol=protocol, **options)
+
+
+@click.command()
+@click.argument("folder", type=_PATH)
+@click.argument("out", type=_PATH)
+@_extractor_options
+@_weight_options
+@_run_options
+def stats(
+    folder: Path,
+    out: Path,
+    batch_size: int,
+    workers: int | None,
+    strict: bool,
+    cache: bool,
+    **extractor: Any,
+) -> None:
+    """Write the statistics of a folder's pictures, for fid, kid and prdc to take in its place.
+
+    The .npz holds mu and sigma, as pytorch-fid reads them, and beside them the features of each picture and a card.
+
+    \b
+    Example:
+      reid-eval stats data/market/train_all real.npz
+    """
+    with user_errors():
+        from reid_eval.errors import OutputError
+        from reid_eval.images import feature_set, pictures_below
+        from reid_eval.weights import cache_folder
+
+        if out.suffix.lower() != ".npz":
+            raise OutputError(f"{out}: a statistics file ends in .npz")
+        pictures_below(folder)
+        made = feature_set(
+            folder,
+            _extractor(**extractor),
+            batch_size=batch_size,
+            workers=workers,
+            strict=strict,
+            cache=cache_folder() if cache else None,
+        )
+        made.save(out)
+        click.echo(f"wrote {out}: {made.count} pictures, {made.num_features} features. {made.extractor}", err=True)
+
+
+@click.command()
+@click.argument("first", type=_PATH)
+@click.argument("second", type=_PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def diff(first: Path, second: Path, as_json: bool) -> None:
+    """Compare two measurements (metric files, or what images --json printed), if they may be compared.
+
+    They may if only the generated pictures differ: metric, extractor, weights, resize, real pictures, pairs and the
+    number of generated pictures have to be the same. If not, the difference is named and nothing is compared.
+
+    \b
+    Example:
+      reid-eval diff runs/a/metrics/fid_inception.json runs/b/metrics/fid_inception.json
+    """
+    with user_errors():
+        from reid_eval.cards import compare, load_results
+
+        found = compare(load_results(first), load_results(second))
+        if as_json:
+            rows = [{**vars(one), "change": one.change} for one in found]
+            click.echo(json.dumps({"format": 1, "comparisons": rows}, indent=2))
+        else:
+            click.echo("\n".join(one.to_text() for one in found))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def weights() -> None:
+    """Weight files of the networks that measure pictures: list, fetch, verify, import.
+
+    They are looked for in the folders of REID_WEIGHTS, in our cache and in torch hub's cache.
+
+    \b
+    Example:
+      reid-eval weights list
+      reid-eval weights import Downloads
+    """
+
+
+@weights.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def weights_list(as_json: bool) -> None:
+    """Print the known files, their size, checksum, and where they lie.
+
+    \b
+    Example:
+      reid-eval weights list
+    """
+    with user_errors():
+        _show_weights(verify=False, as_json=as_json)
+
+
+@weights.command("verify")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def weights_verify(as_json: bool) -> None:
+    """Compare the files that are there with their checksums; fails if one is damaged.
+
+    \b
+    Example:
+      reid-eval weights verify
+    """
+    with user_errors():
+        from reid_eval.weights import WeightFileError
+
+        damaged = [
+            str(status.file) for status in _show_weights(verify=True, as_json=as_json) if status.state == "damaged"
+        ]
+        if damaged:
+            raise WeightFileError(f"{', '.join(damaged)}: damaged; remove and fetch or import again")
+
+
+@weights.command("fetch")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--offline", is_flag=True, help="Never fetch: only say what is missing.")
+def weights_fetch(names: tuple[str, ...], offline: bool) -> None:
+    """Fetch known files, by the names that weights list prints, into the cache, unless they are there already.
+
+    \b
+    Example:
+      reid-eval weights fetch inception alexnet
+    """
+    with user_errors():
+        from reid_eval.weights import find_weights, known_weights
+
+        for published in [known_weights(name) for name in names]:
+            click.echo(f"{published.name}: {find_weights(published, offline=offline)}")
+
+
+@weights.command("import")
+@click.argument("folder", type=_PATH)
+def weights_import(folder: Path) -> None:
+    """Copy the known files below a folder into the cache, whatever they are called there: checksums tell.
+
+    \b
+    Example:
+      reid-eval weights import Downloads
+    """
+    with user_errors():
+        from reid_eval.weights import import_weights
+
+        for published, file in import_weights(folder):
+            click.echo(f"{published.name}: {file}")
+
+
+def add_to(main: click.Group) -> None:
+    """Register these commands."""
+    for command in (fid, kid, prdc, ssim, lpips, images, stats, diff, weights):
+        main.add_command(command)
+
+
+def _show_weights(*, verify: bool, as_json: bool) -> Sequence[Any]:
+    from reid_eval.weights import search_folders, weights_status
+
+    found = weights_status(verify=verify)
+    rows = [
+        {
+            "name": one.weights.name,
+            "state": one.state,
+            "file": one.weights.file,
+            "size": one.weights.size,
+            "sha256": one.weights.sha256_start,
+            "purpose": one.weights.purpose,
+            "path": str(one.file or ""),
+        }
+        for one in found
+    ]
+    if as_json:
+        click.echo(json.dumps({"format": 1, "weights": rows}, indent=2))
+        return found
+    for row in rows:
+        click.echo(
+            f"{row['name']:<14} {row['state']:<9} {row['size']:>11}  SHA-256 {row['sha256'][:8]}...  {row['file']}  "
+            f"({row['purpose']}){'  ' + row['path'] if row['path'] else ''}"
+        )
+    click.echo(f"looked for in: {', '.join(map(str, search_folders()))}", err=True)
+    return found
+
+
+def _extractor(
+    *,
+    extractor_name: str,
+    weights: Path | None,
+    resize: Any,
+    half: bool,
+    device: str,
+    any_weights: bool,
+    offline: bool,
+) -> Any:
+    from reid_eval.extractors import extractor_from_name
+
+    return extractor_from_name(
+        extractor_name,
+        weights=weights,
+        device=device,
+        resize=resize,
+        half=half,
+        offline=offline,
+        any_weights=any_weights,
+    )
+
+
+def _measure(
+    real: Path | None,
+    fake: Path,
+    metrics: Sequence[Metric] | list[str],
+    *,
+    out: Path | None,
+    csv_file: Path | None,
+    as_json: bool,
+    batch_size: int,
+    workers: int | None,
+    device: str,
+    strict: bool,
+    cache: bool,
+    extractor_name: str | None = None,
+    weights: Path | None = None,
+    resize: str = "legacy",
+    half: bool = False,
+    any_weights: bool = False,
+    offline: bool = False,
+    net: Any = "alex",
+    lpips_weights: Path | None = None,
+    heads: Path | None = None,
+    needs_lpips: bool = False,
+    reid_name: str | None = None,
+    pairs: int = 10,
+    seed: int = 0,
+    pairs_file: Path | None = None,
+    resize_pairs: bool = False,
+    protocol: dict[str, Any] | None = None,
+) -> None:
+    """Ask for the metrics, print them, and write them where that was asked for."""
+    with user_errors():
+        from reid_eval.images import Protocol, measure_images, refuse_missing
+        from reid_eval.weights import cache_folder
+
+        # A wrong folder should not wait for a network to be loaded, or even fetched.
+        refuse_missing([side for side in (real, fake) if side is not None], metrics)  # type: ignore[arg-type]
+        how: Protocol = Protocol(**{"pairs": pairs, "seed": seed, "resize_pairs": resize_pairs, **(protocol or {})})
+        extractor = None
+        if extractor_name is not None and {"fid", "kid", "prdc"} & set(metrics):
+            extractor = _extractor(
+                extractor_name=extractor_name,
+                weights=weights,
+                resize=resize,
+                half=half,
+                device=device,
+                any_weights=any_weights,
+                offline=offline,
+            )
+        reid = None
+        if reid_name is not None:
+            from reid_eval.extractors import extractor_from_name
+
+            reid = extractor_from_name(reid_name, device=device)
+        lpips_network = None
+        if needs_lpips or "lpips" in metrics:
+            from reid_eval.lpips import Lpips
+
+            lpips_network = Lpips(
+                net, weights=lpips_weights, heads=heads, device=device, offline=offline, any_weights=any_weights
+            )
+        results = measure_images(
+            real,
+            fake,
+            metrics=metrics,  # type: ignore[arg-type]
+            extractor=extractor,
+            reid=reid,
+            lpips=lpips_network,
+            pairs_file=pairs_file,
+            protocol=how,
+            batch_size=batch_size,
+            workers=workers,
+            strict=strict,
+            cache=cache_folder() if cache else None,
+        )
+        _show(results, as_json=as_json)
+        if csv_file is not None:
+            from reid_eval.files import write_text
+
+            write_text(csv_file, _csv(results))
+            click.echo(f"wrote {csv_file}", err=True)
+        if out is not None:
+            for result in results:
+                click.echo(f"wrote {result.save(out)}", err=True)
+
+
+def _show(results: Sequence[MetricResult], *, as_json: bool) -> None:
+    if as_json:
+        from reid_eval.cards import answer_json
+
+        click.echo(results[0].to_json() if len(results) == 1 else answer_json(results))
+        return
+    for result in results:
+        better = "higher" if result.higher_is_better else "lower"
+        low_high = result.made_by.get("interval")
+        interval = f" [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else ""
+        value = f"{result.value:.4f}{interval} {result.unit}".rstrip()
+        click.echo(f"{result.name}: {value} ({better} is better)\n{result.protocol}")
+
+
+def _csv(results: Sequence[MetricResult]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["name", "value", "low", "high", "unit", "higher_is_better", "protocol"])
+    for result in results:
+        low, high = result.made_by.get("interval", ("", ""))
+        writer.writerow([result.name, result.value, low, high, result.unit, result.higher_is_better, result.protocol])
+    return stream.getvalue()

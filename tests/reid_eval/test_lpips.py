@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision import models
+
+from reid_eval.lpips import Lpips, LpipsError
+from reid_eval.weights import WeightFileError
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[Path, Path]:
+    """AlexNet with seeded random weights, and random heads, in the published formats."""
+    folder = tmp_path_factory.mktemp("lpips")
+    generator = torch.Generator().manual_seed(0)
+    layers = models.alexnet(weights=None).features.state_dict()
+    state = {f"features.{name}": torch.randn(value.shape, generator=generator) * 0.05 for name, value in layers.items()}
+    torch.save(state, folder / "trunk.pth")
+    channels = (64, 192, 384, 256, 256)
+    heads = {f"lin{n}.model.1.weight": torch.rand(1, c, 1, 1, generator=generator) for n, c in enumerate(channels)}
+    torch.save(heads, folder / "heads.pth")
+    return folder / "trunk.pth", folder / "heads.pth"
+
+
+def pictures(count: int, height: int = 40, width: int = 36) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def test_the_distance_is_the_papers_sum_layer_by_layer(files):
+    first, second = pictures(2)
+    lpips = Lpips("alex", weights=files[0], heads=files[1], any_weights=True, device="cpu")
+    layers = models.alexnet(weights=None).features
+    layers.load_state_dict({name.removeprefix("features."): value for name, value in torch.load(files[0]).items()})
+    heads = list(torch.load(files[1]).values())
+    shift, scale = (torch.tensor(values)[:, None, None] for values in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
+    expected, taps = 0.0, {1: 0, 4: 1, 7: 2, 9: 3, 11: 4}
+    maps = [(torch.from_numpy(side).permute(2, 0, 1) / 127.5 - 1 - shift) / scale for side in (first, second)]
+    for number, layer in enumerate(layers[:12]):
+        with torch.no_grad():
+            maps = [layer(side[None])[0].clone() for side in maps]
+        if number in taps:
+            a, b = (side / side.norm(dim=0, keepdim=True) for side in maps)
+            expected += ((a - b) ** 2 * heads[taps[number]][0]).sum(dim=0).mean().item()
+    assert lpips([first], [second])[0] == pytest.approx(expected, rel=1e-4)
+    assert (lpips.name, lpips.quotable) == ("lpips_alex_demo", False)
+
+
+def test_equal_pictures_are_at_distance_0_and_batches_change_nothing(files):
+    lpips = Lpips("alex", weights=files[0], heads=files[1], any_weights=True, device="cpu")
+    some = pictures(4)
+    together = lpips([some[0], some[1], some[2]], [some[0], some[3], some[3]])
+    assert together[0] == 0
+    assert together[1] == pytest.approx(lpips([some[3]], [some[1]])[0], rel=1e-5)
+
+
+def test_other_weights_sizes_and_networks_are_refused(files):
+    with pytest.raises(WeightFileError, match=r"SHA-256 .* expected 7be5be79"):
+        Lpips("alex", weights=files[0], heads=files[1])
+    with pytest.raises(WeightFileError, match="does not fit the network"):
+        Lpips("vgg", weights=files[0], heads=files[1], any_weights=True, device="cpu")(pictures(1), pictures(1))
+    lpips = Lpips("alex", weights=files[0], heads=files[1], any_weights=True, device="cpu")
+    with pytest.raises(LpipsError, match="at least 32x32"):
+        lpips(pictures(1, 20, 40), pictures(1, 20, 40))
+    with pytest.raises(LpipsError, match="2 different sizes"):
+        lpips(pictures(1), pictures(1, 50, 40))
