@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dgnet_gen.generation import generate, plan_generation, read_manifest
+from dgnet_gen.generation import generate
+from dgnet_gen.generation_plan import plan_generation
 from dgnet_gen.model import DGNet
 from dgnet_gen.settings import DGNetTrainConfig
 from dgnet_gen.training import train_dgnet
@@ -28,6 +29,7 @@ from reid_eval.ranking import rank, rerank_params
 from reid_eval.report import MetricResult, Picture, Report, Timing, group_metrics, write_report
 from reid_models.config import ConfigError, config_dict, load_config
 from reid_models.data.check import check_dataset
+from reid_models.data.generated import CARD_FILE, read_manifest
 from reid_models.data.index import DatasetError, DatasetIndex
 from reid_models.data.prepare import prepare_dataset
 from reid_models.data.synthetic import make_toy_dataset
@@ -210,7 +212,7 @@ def walk(road: Road) -> Path:
             lambda: _train_dgnet(road, runtime),
             [road.dgnet_run / "run.json"],
         ),
-        Stage("generate", lambda: _generate_key(road), lambda: _generate(road), [road.generated / "manifest.jsonl"]),
+        Stage("generate", lambda: _generate_key(road), lambda: _generate(road), [road.generated / CARD_FILE]),
         Stage("evaluate", lambda: _evaluate_key(road), lambda: _evaluate(road), [road.metrics, road.pictures]),
     ]
     if "inception" in road.extractors:
@@ -296,7 +298,7 @@ def _generate_key(road: Road) -> str:
 def _generate(road: Road) -> str:
     model = DGNet.load(road.dgnet_run, device=road.device)
     index = DatasetIndex.from_prepared(road.prepared).split("train_all")
-    plan = plan_generation(index, road.generate_count, seed=road.seed)
+    plan = plan_generation(index, road.generate_count, kind="random", seed=road.seed)
     generate(model, plan, road.generated)
     return f"{len(plan)} pictures of {index.num_ids} people"
 
@@ -359,7 +361,7 @@ def _report(road: Road, stages: list[str]) -> str:
     done = {name: read_record(road.out, name) for name in stages}
     timings = [Timing(name, record.elapsed_s, record.summary) for name, record in done.items() if record]
     results = [MetricResult.load(file) for file in sorted(road.metrics.glob("*.json"))]
-    header, rows = read_manifest(road.generated)
+    card, rows = read_manifest(road.generated)
     pictures = []
     if road.toy is not None:
         pictures.append(
@@ -377,7 +379,7 @@ def _report(road: Road, stages: list[str]) -> str:
     report = Report(
         title=road.title,
         summary=(
-            f"{dgnet.made_by['num_ids']} people to learn from; DG-Net after {header['iteration']} iterations painted "
+            f"{dgnet.made_by['num_ids']} people to learn from; DG-Net after {card['iteration']} iterations painted "
             f"{len(rows)} of them in the pose of somebody else."
         ),
         lead=Picture(
@@ -390,7 +392,7 @@ def _report(road: Road, stages: list[str]) -> str:
         groups=group_metrics(results),
         pictures=pictures,
         settings={"teacher": config_dict(road.teacher), "dgnet": config_dict(road.dgnet)},
-        provenance={"teacher": teacher.made_by, "dgnet": dgnet.made_by, "generated": header},
+        provenance={"teacher": teacher.made_by, "dgnet": dgnet.made_by, "generated": card},
         timings=timings,
     )
     write_report(road.report, report)

@@ -82,7 +82,7 @@ def test_a_wrong_folder_is_named(sound, tmp_path):
 def test_an_empty_folder_says_what_was_expected(sound, tmp_path):
     (tmp_path / "empty").mkdir()
     refuses(train(sound, tmp_path / "empty", tmp_path / "out"), "empty: no known dataset layout", "bounding_box_train")
-    refuses(dgnet_gen("swap-truth", tmp_path / "empty", "--toy", sound / "raw"), "no manifest.jsonl", "generate")
+    refuses(dgnet_gen("swap-truth", tmp_path / "empty", "--toy", sound / "raw"), "no card.json", "generate")
     assert not (tmp_path / "out").exists()
 
 
@@ -164,11 +164,13 @@ def test_a_disk_that_fills_up_while_generating_keeps_what_was_made_and_can_be_fi
     monkeypatch.setattr(os, "fsync", full_after_four)
     refuses(dgnet_gen(*arguments), "No space left on device", "nothing that existed was changed")
     made = files_below(out)
-    assert len(made) == 4  # the manifest and three pictures, and no half one
+    assert len(made) == 4  # card, manifest and two pictures, and no half one
     monkeypatch.setattr(os, "fsync", sync)
     assert dgnet_gen(*arguments).exit_code == 0
+    (card,) = (name for name in made if name.endswith("card.json"))
+    del made[card]  # which says now that all pictures are there
     assert files_below(out).items() >= made.items()
-    assert len(files_below(out)) == 13
+    assert len(files_below(out)) == 14
 
 
 def test_a_disk_that_fills_up_while_training_keeps_the_checkpoint_before(sound, tmp_path, monkeypatch):

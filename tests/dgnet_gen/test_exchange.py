@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 
 from dgnet_gen.cli import main
 from dgnet_gen.exchange import PublishedFolder, export_run, load_train_config
-from dgnet_gen.generation import read_manifest
 from dgnet_gen.model import DGNet, NetworksConfig
 from dgnet_gen.plan import plan_training
 from dgnet_gen.published import published_tables
@@ -24,6 +23,7 @@ from dgnet_gen.training import train_dgnet
 from reid_eval.errors import OutputError
 from reid_models.cli import main as reid_models_main
 from reid_models.config import ConfigError, config_dict
+from reid_models.data.generated import read_manifest
 from reid_models.data.index import DatasetIndex
 from reid_models.data.synthetic import make_toy_dataset
 from reid_models.runs import Checkpoint, CheckpointError, RunDir
@@ -185,8 +185,8 @@ def test_generate_swap_and_swap_truth_take_a_published_folder(sound, tmp_path):
     arguments = ("--run", sound / "original", "--which-epoch", 10_000, "--data", sound / "toy", "--device", "cpu")
     result = dgnet_gen("generate", *arguments, "--out", out, "--count", 3, "--json")
     assert result.exit_code == 0, result.output
-    header, rows = read_manifest(out)
-    assert (header["iteration"], header["image_hw"], len(rows)) == (10_000, [64, 32], 3)
+    card, rows = read_manifest(out)
+    assert (card["iteration"], card["image_hw"], len(rows)) == (10_000, [64, 32], 3)
     result = dgnet_gen("swap-truth", out, "--toy", sound / "toy")
     assert result.exit_code == 0, result.output
     result = dgnet_gen("swap", *arguments, "--rows", 1, "--cols", 2, "--out", tmp_path / "swap.png")

@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from dgnet_gen.cli import main
-from dgnet_gen.generation import ManifestError
 from dgnet_gen.truth import swap_truth, truth_sheet
 from reid_eval.files import read_pixels, save_image
+from reid_models.data.generated import COLUMNS, ManifestError
 from reid_models.data.index import DatasetIndex
 from reid_models.data.synthetic import ToyWorldError, draw, load_toy_records, make_toy_dataset
 from reid_models.data.transforms import resize_pixels
@@ -24,15 +24,15 @@ def toy(tmp_path_factory):
 def pretend(folder, toy, paint):
     """A generated folder of six swaps whose pictures are whatever `paint(appearance name, structure name)` gives."""
     index = DatasetIndex.open(toy).split("train_all")
-    header = {"format": 1, "checkpoint": "hand-made", "iteration": 0, "seed": 0}
-    rows = []
+    card = {"format": 2, "checkpoint": "hand-made", "iteration": 0, "seed": 0}
+    rows = [",".join(COLUMNS)]
     for number in range(6):
         look, pose = index[number], index[(number + 5) % len(index)]
         name = f"{look.pid:04d}/{number}.png"
         save_image(folder / name, paint(look.path.name, pose.path.name))
-        rows.append({"file": name, "appearance": look.path.name, "structure": pose.path.name})
-    lines = [json.dumps(line) for line in (header, *rows)]
-    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+        rows.append(f"{name},{pose.path.name},{look.path.name},{pose.pid},{look.pid},1,1,1")
+    (folder / "card.json").write_text(json.dumps(card))
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
     return folder
 
 

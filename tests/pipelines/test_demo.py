@@ -1,6 +1,5 @@
 """The whole road at the smallest size: every artifact is there and names its maker, and nothing is done twice."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from pipelines.road import walk
 from reid_eval.errors import Stopped
 from reid_eval.report import MetricResult
+from reid_models.data.generated import read_manifest
 from reid_models.runs import RunDir
 
 
@@ -48,8 +48,9 @@ def test_every_number_names_its_protocol_and_its_maker(walked):
 
 
 def test_the_manifest_names_both_parents_checkpoint_and_seed(walked):
-    header, *rows = [json.loads(line) for line in (walked.generated / "manifest.jsonl").read_text().splitlines()]
-    assert {"checkpoint", "iteration", "seed", "index_fingerprint"} <= header.keys()
+    card, rows = read_manifest(walked.generated)
+    assert {"checkpoint", "iteration", "seed", "index_fingerprint"} <= card.keys()
+    assert rows
     assert all((walked.generated / row["file"]).is_file() for row in rows)
     assert all(row["file"].startswith(f"{row['appearance_pid']:04d}/") for row in rows)
     assert all(row["appearance_pid"] != row["structure_pid"] for row in rows)

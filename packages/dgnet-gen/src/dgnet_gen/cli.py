@@ -6,8 +6,9 @@ Results go to stdout, progress and remarks to stderr. Heavy imports wait until a
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import rich_click as click
 
@@ -17,6 +18,8 @@ from reid_eval.errors import user_errors
 if TYPE_CHECKING:
     from dgnet_gen.model import DGNet
     from reid_models.data.index import DatasetIndex
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
 _run = click.option(
@@ -31,6 +34,12 @@ _which = click.option(
 )
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_format = click.option(
+    "--format", "image_format", type=click.Choice(["png", "jpg", "webp"]), default="png", show_default=True
+)
+_quality = click.option(
+    "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg and webp."
+)
 _data = click.option(
     "--data", type=_PATH, help="The dataset; by default the one the run was trained on. A published folder needs it."
 )
@@ -126,9 +135,43 @@ def train(
 @_which
 @_data
 @click.option("--out", type=_PATH, help="Output folder; by default RUN/fake/ITERATION.")
+@click.option("--out-by-structure", type=_PATH, help="A second folder: the same pictures by the structure's identity.")
+@click.option(
+    "--plan",
+    "kind",
+    default="published",
+    show_default=True,
+    metavar="PLAN",
+    help="published, random, all-pairs, 'per-identity N', or a .csv with the columns structure,appearance.",
+)
 @click.option("--count", type=int, help="How many pictures; by default one per training picture.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Who meets whom.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--estimate", "only_estimate", is_flag=True, help="Say how long it takes and how large it gets; stop.")
+@click.option("--format", "image_format", type=click.Choice(["png", "jpg", "webp"]), default="png", show_default=True)
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg and webp.")
+@click.option(
+    "--camera",
+    type=click.Choice(["structure", "appearance", "unknown"]),
+    default="structure",
+    show_default=True,
+    help="Whose camera the manifest gives a picture.",
+)
+@click.option("--half", is_flag=True, help="Multiply in 16 bits: faster, and a grey level or two off here and there.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures under way at once."
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Threads that read, and that save."
+)
+@click.option(
+    "--memory",
+    "memory_mib",
+    type=click.FloatRange(min=0),
+    default=1024,
+    show_default=True,
+    help="MiB of appearances kept in memory; the others wait on disk.",
+)
+@click.option("--part", default="1/1", show_default=True, metavar="K/N", help="Make the K-th of N parts alone.")
 @_device
 @_json
 def generate(
@@ -136,61 +179,173 @@ def generate(
     which_epoch: str,
     data: Path | None,
     out: Path | None,
+    out_by_structure: Path | None,
+    kind: str,
     count: int | None,
     seed: int,
+    only_estimate: bool,
+    image_format: Literal["png", "jpg", "webp"],
+    quality: int,
+    camera: Literal["structure", "appearance", "unknown"],
+    half: bool,
     batch_size: int,
+    workers: int,
+    memory_mib: float,
+    part: str,
     device: str,
     as_json: bool,
 ) -> None:
     """Make pictures offline: every training picture's appearance in the structure of somebody else's picture.
 
-    They lie in folders of the appearance's identity, with a manifest that names both parents, checkpoint and seed. Run
-    again to finish an interrupted generation.
+    They lie in folders of the appearance's identity, with a manifest of both parents (manifest.csv) and a card
+    (card.json) that names checkpoint, plan and seed. The same plan gives the same bytes, whatever --batch-size,
+    --workers and --part are. Run again to finish an interrupted generation.
 
     \b
     Example:
       dgnet-gen generate --run runs/dgnet --which-epoch 100000
+      dgnet-gen generate --run runs/dgnet --count 128307 --format jpg --estimate
+      dgnet-gen generate --run runs/dgnet --plan "per-identity 8" --out runs/dgnet/eight
     """
     with user_errors():
+        from dgnet_gen.generation import Writing
+        from dgnet_gen.generation import estimate as estimate_images
         from dgnet_gen.generation import generate as generate_images
-        from dgnet_gen.generation import plan_generation
+        from dgnet_gen.generation_plan import plan_generation
+        from reid_models.runtime import Runtime
 
+        share = _part(part)
         model, index = _open(run, which_epoch, data, device)
-        plan = plan_generation(index.split("train_all"), count, seed=seed)
+        plan = plan_generation(index.split("train_all"), count, kind=kind, seed=seed)
         out = out or run / "fake" / f"{model.iteration:08d}"
-        manifest = generate_images(model, plan, out, batch_size=batch_size)
+        writing = Writing(image_format, quality, camera)
+        runtime = Runtime.for_inference(str(model.device), half=half)
+        if only_estimate or len(plan) >= _WORTH_AN_ESTIMATE:
+            expected = estimate_images(model, plan, writing=writing, runtime=runtime, workers=workers)
+            if only_estimate:
+                click.echo(expected.to_json() if as_json else expected.to_text())
+                return
+            click.echo(expected.to_text(), err=True)
+            if not out.exists():
+                expected.refuse_full_disk(out)
+        manifest = generate_images(
+            model,
+            plan,
+            out,
+            by_structure=out_by_structure,
+            writing=writing,
+            runtime=runtime,
+            batch_size=batch_size,
+            workers=workers,
+            memory_mib=memory_mib,
+            part=share,
+        )
     summary = {"images": len(plan), "folder": str(out), "manifest": str(manifest), "checkpoint": model.checkpoint_id}
     click.echo(json.dumps(summary) if as_json else f"{len(plan)} pictures in {out}")
+
+
+_WORTH_AN_ESTIMATE = 1000
+"""pictures; fewer are made in about the time that measuring takes"""
+
+
+def _part(text: str) -> tuple[int, int]:
+    from reid_models.config import ConfigError
+
+    numbers = text.split("/")
+    if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+        raise ConfigError(f"--part {text}: expected K/N, such as 1/4")
+    number, parts = map(int, numbers)
+    if not 1 <= number <= parts:
+        raise ConfigError(f"--part {text}: expected K from 1 to N")
+    return number, parts
+
+
+@main.command()
+@click.argument("folder", type=_PATH)
+@click.argument("file")
+@click.option("--run", type=_PATH, required=True, help="The run that made the folder.")
+@_which
+@click.option("--data", type=_PATH, help="The dataset, if it has moved since.")
+@click.option("--out", type=_PATH, required=True, help="The picture's file.")
+@_device
+def regenerate(folder: Path, file: str, run: Path, which_epoch: str, data: Path | None, out: Path, device: str) -> None:
+    """Make one picture of a generated FOLDER again, byte for byte, from its manifest's row FILE.
+
+    \b
+    Example:
+      dgnet-gen regenerate fake 0002/0002_c1s1_000451_03__in__0007_c2s3_070952_01.png --run runs/dgnet --out again.png
+    """
+    with user_errors():
+        from dgnet_gen.generation import regenerate as make_again
+
+        make_again(_load(run, which_epoch, device), folder, file, data=data, to=out)
+    click.echo(out)
+
+
+_split = click.option("--split", help="Pick from this split alone, such as query; by default from all.")
+_images = click.option(
+    "--images", type=_PATH, help="In place of --data: a folder of pictures, however they are called."
+)
+_pids = click.option("--pids", metavar="2,7,...", help="Pick pictures of these people, in this order.")
+_seed = click.option("--seed", type=int, default=0, show_default=True, help="Of the picking.")
+_scale = click.option(
+    "--scale", type=click.IntRange(1, 16), help="Enlarge the pictures; by default to at least 128 rows."
+)
+_labels = click.option("--labels/--no-labels", default=True, show_default=True, help="Who is who, at the edges.")
+_structures = click.option(
+    "--structures", type=_PATH, multiple=True, help="A picture whose pose is taken; may be repeated."
+)
+_appearances = click.option(
+    "--appearances", type=_PATH, multiple=True, help="A picture whose clothes are taken; may be repeated."
+)
+_pictures = click.option("--pictures", type=_PATH, multiple=True, help="A picture to take; may be repeated.")
+_animate = click.option("--animate", type=_PATH, help="Also write the same as a film: .gif, .webp or .mp4.")
+_steps = click.option("--steps", type=click.IntRange(min=2), default=11, show_default=True, help="Pictures in a row.")
+_path = click.option(
+    "--path", type=click.Choice(["spherical", "linear"]), default="spherical", show_default=True, help="Between codes."
+)
+
+
+def _number(option: str, default: int, help_text: str) -> Callable[[F], F]:
+    return click.option(option, type=click.IntRange(min=1), default=default, show_default=True, help=help_text)
 
 
 @main.command()
 @_run
 @_which
 @_data
-@click.option("--structures", type=_PATH, multiple=True, help="A picture whose pose is taken; may be repeated.")
-@click.option("--appearances", type=_PATH, multiple=True, help="A picture whose clothes are taken; may be repeated.")
-@click.option("--rows", type=click.IntRange(min=1), default=6, show_default=True, help="Structures to pick.")
-@click.option("--cols", type=click.IntRange(min=1), default=6, show_default=True, help="Appearances to pick.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the picking.")
-@click.option("--scale", type=click.IntRange(1, 8), default=1, show_default=True, help="Enlarge the sheet.")
-@click.option("--out", type=_PATH, default=Path("swap.png"), show_default=True, help="The sheet, .png or .jpg.")
+@_split
+@_images
+@_structures
+@_appearances
+@_number("--rows", 6, "Structures to pick.")
+@_number("--cols", 6, "Appearances to pick.")
+@_pids
+@_seed
+@_scale
+@_labels
+@click.option("--out", type=_PATH, default=Path("swap.png"), show_default=True, help="The sheet, .png, .jpg or .webp.")
 @_device
 def swap(
     run: Path,
     which_epoch: str,
     data: Path | None,
+    split: str | None,
+    images: Path | None,
     structures: tuple[Path, ...],
     appearances: tuple[Path, ...],
     rows: int,
     cols: int,
+    pids: str | None,
     seed: int,
-    scale: int,
+    scale: int | None,
+    labels: bool,
     out: Path,
     device: str,
 ) -> None:
     """A sheet of people in each other's clothes: poses down the left, clothes across the top.
 
-    Takes any pictures by path, of any size, or picks different people from the run's data.
+    Takes any pictures by path, of any size, or picks different people from the run's data, a split of it, or a folder.
 
     \b
     Example:
@@ -198,18 +353,219 @@ def swap(
       dgnet-gen swap --run runs/dgnet --structures a.jpg --appearances b.jpg --out swap.png
     """
     with user_errors():
-        from dgnet_gen.visualise import enlarged, pick_people, swap_grid
+        from dgnet_gen import visualise
         from reid_eval.files import save_image
 
         if structures and appearances:
             model = _load(run, which_epoch, device)
         else:
-            model, index = _open(run, which_epoch, data, device)
-            picked_structures, picked_appearances = pick_people(index, rows, cols, seed=seed)
-            structures = structures or tuple(picked_structures)
-            appearances = appearances or tuple(picked_appearances)
-        save_image(out, enlarged(swap_grid(model, structures, appearances), scale))
+            model, index = _open_pictures(run, which_epoch, data, split, images, device)
+            picked = visualise.pick_people(index, rows, cols, seed=seed, pids=_numbers(pids))
+            structures, appearances = structures or tuple(picked[0]), appearances or tuple(picked[1])
+        sheet = visualise.swap(model, structures, appearances)
+        save_image(out, sheet.pixels(scale or _scale_for(model), labels=labels))
     click.echo(out)
+
+
+@main.command()
+@_run
+@_which
+@_data
+@_split
+@_images
+@_pictures
+@_number("--rows", 7, "Appearances, the first of the pictures.")
+@_number("--cols", 7, "Structures, the first of the pictures.")
+@_pids
+@_seed
+@_scale
+@_labels
+@click.option("--out", type=_PATH, default=Path("rainbow.png"), show_default=True, help="The sheet.")
+@_device
+def rainbow(
+    run: Path,
+    which_epoch: str,
+    data: Path | None,
+    split: str | None,
+    images: Path | None,
+    pictures: tuple[Path, ...],
+    rows: int,
+    cols: int,
+    pids: str | None,
+    seed: int,
+    scale: int | None,
+    labels: bool,
+    out: Path,
+    device: str,
+) -> None:
+    """The paper's first figure: the same people give poses, across the top, and clothes, down the left.
+
+    The diagonal shows everybody as they are, repainted.
+
+    \b
+    Example:
+      dgnet-gen rainbow --run runs/dgnet --rows 5 --cols 9 --seed 3 --out rainbow.png
+      dgnet-gen rainbow --run runs/dgnet --images photos
+    """
+    with user_errors():
+        from dgnet_gen import visualise
+        from reid_eval.files import save_image
+
+        if pictures:
+            model = _load(run, which_epoch, device)
+        else:
+            model, index = _open_pictures(run, which_epoch, data, split, images, device)
+            pictures = tuple(visualise.pick_people(index, max(rows, cols), 0, seed=seed, pids=_numbers(pids))[0])
+        sheet = visualise.rainbow(model, pictures, rows=rows, columns=cols)
+        save_image(out, sheet.pixels(scale or _scale_for(model), labels=labels))
+    click.echo(out)
+
+
+@main.command()
+@_run
+@_which
+@_data
+@_split
+@_images
+@_pictures
+@_number("--rows", 4, "People to pick, each on the way to the next.")
+@_steps
+@_path
+@_pids
+@_seed
+@_scale
+@_labels
+@_animate
+@click.option("--out", type=_PATH, default=Path("smooth.png"), show_default=True, help="The sheet.")
+@_device
+def smooth(**options: Any) -> None:
+    """From one person's clothes to the next one's, in the pose of the first: a row for each.
+
+    \b
+    Example:
+      dgnet-gen smooth --run runs/dgnet --rows 4 --animate smooth.gif
+      dgnet-gen smooth --run runs/dgnet --pictures a.jpg --pictures b.jpg --path linear --out smooth.png
+    """
+    _smooth("appearance", **options)
+
+
+@main.command("smooth-structure")
+@_run
+@_which
+@_data
+@_split
+@_images
+@_pictures
+@_number("--rows", 4, "People to pick, each on the way to the next.")
+@_steps
+@_path
+@_pids
+@_seed
+@_scale
+@_labels
+@_animate
+@click.option("--out", type=_PATH, default=Path("smooth-structure.png"), show_default=True, help="The sheet.")
+@_device
+def smooth_structure(**options: Any) -> None:
+    """From one person's pose to the next one's, in the clothes of the first: a row for each.
+
+    \b
+    Example:
+      dgnet-gen smooth-structure --run runs/dgnet --rows 4 --animate smooth-structure.webp
+    """
+    _smooth("structure", **options)
+
+
+def _smooth(
+    of: Literal["appearance", "structure"],
+    *,
+    run: Path,
+    which_epoch: str,
+    data: Path | None,
+    split: str | None,
+    images: Path | None,
+    pictures: tuple[Path, ...],
+    rows: int,
+    steps: int,
+    path: Literal["spherical", "linear"],
+    pids: str | None,
+    seed: int,
+    scale: int | None,
+    labels: bool,
+    animate: Path | None,
+    out: Path,
+    device: str,
+) -> None:
+    with user_errors():
+        from dgnet_gen import visualise
+        from reid_eval.files import save_image
+
+        if pictures:
+            model = _load(run, which_epoch, device)
+        else:
+            model, index = _open_pictures(run, which_epoch, data, split, images, device)
+            pictures = tuple(visualise.pick_people(index, rows, 0, seed=seed, pids=_numbers(pids))[0])
+        sheet = visualise.smooth(model, pictures, of=of, steps=steps, path=path)
+        save_image(out, sheet.pixels(scale or _scale_for(model), labels=labels))
+        click.echo(out)
+        if animate is not None:
+            visualise.save_animation(animate, sheet.frames(scale or _scale_for(model)))
+            click.echo(animate)
+
+
+@main.command("one-by-one")
+@_run
+@_which
+@_data
+@_split
+@_images
+@_structures
+@_appearances
+@_number("--rows", 4, "Structures to pick.")
+@_number("--cols", 4, "Appearances to pick.")
+@_pids
+@_seed
+@_format
+@_quality
+@click.option("--out", type=_PATH, default=Path("one-by-one"), show_default=True, help="The folder.")
+@_device
+def one_by_one(
+    run: Path,
+    which_epoch: str,
+    data: Path | None,
+    split: str | None,
+    images: Path | None,
+    structures: tuple[Path, ...],
+    appearances: tuple[Path, ...],
+    rows: int,
+    cols: int,
+    pids: str | None,
+    seed: int,
+    image_format: Literal["png", "jpg", "webp"],
+    quality: int,
+    out: Path,
+    device: str,
+) -> None:
+    """Everybody's clothes in everybody's pose, a file each, with a manifest as generate writes it.
+
+    \b
+    Example:
+      dgnet-gen one-by-one --run runs/dgnet --rows 16 --cols 16 --out one-by-one
+      dgnet-gen one-by-one --run runs/dgnet --structures a.jpg --appearances b.jpg --out pair
+    """
+    with user_errors():
+        from dgnet_gen import visualise
+        from dgnet_gen.generation import Writing
+
+        if structures and appearances:
+            model = _load(run, which_epoch, device)
+        else:
+            model, index = _open_pictures(run, which_epoch, data, split, images, device)
+            picked = visualise.pick_people(index, rows, cols, seed=seed, pids=_numbers(pids))
+            structures, appearances = structures or tuple(picked[0]), appearances or tuple(picked[1])
+        writing = Writing(image_format, quality)
+        manifest = visualise.one_by_one(model, structures, appearances, out, writing=writing)
+    click.echo(manifest.parent)
 
 
 @main.command("swap-truth")
@@ -295,6 +651,35 @@ def _open(run: Path, which_epoch: str, data: Path | None, device: str) -> tuple[
         raise ConfigError(f"{run}: a published folder, and where its data lie here is not known; give --data")
     model = _load(run, which_epoch, device)
     return model, DatasetIndex.open(data or Path(RunDir.open(run, "dgnet").made_by["data"]))
+
+
+def _open_pictures(
+    run: Path, which_epoch: str, data: Path | None, split: str | None, images: Path | None, device: str
+) -> tuple[DGNet, DatasetIndex]:
+    """A model, and where to pick pictures for it: a folder of any, or a dataset or one of its splits."""
+    from reid_models.config import ConfigError
+    from reid_models.data.index import DatasetIndex
+
+    if images is not None:
+        if data is not None or split is not None:
+            raise ConfigError("--images takes a folder as it is: give either it, or --data and --split")
+        index = DatasetIndex.from_images(images)
+        return _load(run, which_epoch, device), index
+    model, index = _open(run, which_epoch, data, device)
+    return model, index if split is None else index.split(split)
+
+
+def _numbers(pids: str | None) -> tuple[int, ...]:
+    from reid_models.config import ConfigError
+
+    texts = [text.strip() for text in pids.split(",")] if pids else []
+    if not all(text.isdigit() for text in texts):
+        raise ConfigError(f"--pids {pids}: expected numbers of people, such as 2,7,11")
+    return tuple(map(int, texts))
+
+
+def _scale_for(model: DGNet) -> int:
+    return max(1, -(-128 // model.image_hw[0]))
 
 
 def _iteration(which_epoch: str, option: str = "--which-epoch") -> int | Literal["last", "best"]:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 import dgnet_gen
-from dgnet_gen.generation import ManifestError, read_manifest
 from reid_eval.files import read_pixels
 from reid_eval.progress import track
 from reid_eval.report import MetricResult
 from reid_eval.similarity import psnr_db, ssim
+from reid_models.data.generated import ManifestError, read_manifest
 from reid_models.data.index import DatasetIndex
 from reid_models.data.synthetic import draw, load_toy_records
 from reid_models.data.transforms import resize_pixels
@@ -90,7 +90,7 @@ def swap_truth(generated: Path | str, toy: Path | str) -> SwapTruth:
         ToyWorldError: the toy world does not know a parent.
     """
     generated = Path(generated)
-    header, rows = read_manifest(generated)
+    card, rows = read_manifest(generated)
     records = load_toy_records(toy)
     paths = {record.path.name: record.path for record in DatasetIndex.open(toy)}
     psnr, structural = np.zeros((len(rows), 3)), np.zeros((len(rows), 3))
@@ -102,19 +102,20 @@ def swap_truth(generated: Path | str, toy: Path | str) -> SwapTruth:
             )
         made = read_pixels(file)
         image_hw = made.shape[:2]
-        truth = draw(records.appearance(row["appearance"]), records.structure(row["structure"]), image_hw)
+        names = {kind: Path(row[kind]).name for kind in ("structure", "appearance")}
+        truth = draw(records.appearance(names["appearance"]), records.structure(names["structure"]), image_hw)
         answers = [
             made,
-            *(resize_pixels(read_pixels(paths[row[kind]]), image_hw) for kind in ("structure", "appearance")),
+            *(resize_pixels(read_pixels(paths[name]), image_hw) for name in names.values()),
         ]
         psnr[number] = [psnr_db(answer, truth) for answer in answers]
         structural[number] = [ssim(answer, truth) for answer in answers]
     made_by = {
         "dgnet_gen": dgnet_gen.__version__,
         "generated": str(generated),
-        "checkpoint": header["checkpoint"],
-        "iteration": header["iteration"],
-        "seed": header["seed"],
+        "checkpoint": card["checkpoint"],
+        "iteration": card["iteration"],
+        "seed": card["seed"],
         "toy": str(toy),
     }
     return SwapTruth([row["file"] for row in rows], psnr, structural, made_by)
@@ -131,7 +132,8 @@ def truth_sheet(generated: Path | str, toy: Path | str, *, columns: int = 8) -> 
     for row in chosen:
         made = read_pixels(generated / row["file"])
         image_hw = made.shape[:2]
-        parents = [resize_pixels(read_pixels(paths[row[kind]]), image_hw) for kind in ("structure", "appearance")]
-        truth = draw(records.appearance(row["appearance"]), records.structure(row["structure"]), image_hw)
+        names = {kind: Path(row[kind]).name for kind in ("structure", "appearance")}
+        parents = [resize_pixels(read_pixels(paths[name]), image_hw) for name in names.values()]
+        truth = draw(records.appearance(names["appearance"]), records.structure(names["structure"]), image_hw)
         strips.append(np.concatenate([*parents, made, truth], axis=0))
     return np.concatenate(strips, axis=1)

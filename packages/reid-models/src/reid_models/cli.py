@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 import rich_click as click
 
@@ -138,6 +139,16 @@ _device = click.option("--device", default="auto", show_default=True, help="auto
 @click.option(
     "--drop", multiple=True, metavar="NAME", help="What of --weights to leave out: a name's beginning; may be repeated."
 )
+@click.option("--extra-data", type=_PATH, help="Mix in generated pictures: a folder of dgnet-gen generate.")
+@click.option("--ratio", type=float, default=0.5, show_default=True, help="Their share of every batch.")
+@click.option(
+    "--labels",
+    type=click.Choice(["hard", "smooth", "teacher"]),
+    default="hard",
+    show_default=True,
+    help="What is said of them: who lent the clothes; the same, smoothed; what --teacher says.",
+)
+@click.option("--teacher", type=_PATH, help="For --labels teacher: a run trained on the same photographs alone.")
 @_device
 @click.option("--max-hours", type=float, help="Save and leave with exit code 75 after this many hours.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -150,6 +161,10 @@ def train(
     reset: bool,
     weights: Path | None,
     drop: tuple[str, ...],
+    extra_data: Path | None,
+    ratio: float,
+    labels: Literal["hard", "smooth", "teacher"],
+    teacher: Path | None,
     device: str,
     max_hours: float | None,
     as_json: bool,
@@ -163,14 +178,18 @@ def train(
     Example:
       reid-models train --config configs/baseline_market.yaml --data data/market --out runs/teacher
       reid-models train --config configs/mgn_market.yaml --data data/market --out runs/mgn --weights model_best.pt
+      reid-models train --data data/market --out runs/with --extra-data runs/dgnet/fake/00100000 --ratio 0.5
     """
     if reset and resume:
         raise click.UsageError("--reset begins anew and --resume goes on: give one of them")
     if drop and not weights:
         raise click.UsageError("--drop says what of --weights to leave out: give both")
+    if extra_data is None and (labels != "hard" or teacher is not None):
+        raise click.UsageError("--labels and --teacher are about generated pictures: give --extra-data too")
     with user_errors():
         from reid_models.config import load_config
         from reid_models.data.index import DatasetIndex
+        from reid_models.extra import Extra
         from reid_models.runs import RunDir
         from reid_models.runtime import Runtime
         from reid_models.training import ReidTrainConfig, train_reid
@@ -178,9 +197,12 @@ def train(
         config = load_config(ReidTrainConfig, config_file, overrides)
         runtime = Runtime.from_environment(device, config.precision, max_hours)
         index = DatasetIndex.open(data)
+        extra = None
+        if extra_data is not None:
+            extra = Extra.open(extra_data, ratio=ratio, labels=labels, teacher=teacher)
         if reset and (aside := RunDir.set_aside(out)):
             click.echo(f"moved the earlier run to {aside}", err=True)
-        run = train_reid(config, index, out, runtime, resume=resume, weights=weights, drop=drop)
+        run = train_reid(config, index, out, runtime, resume=resume, weights=weights, drop=drop, extra=extra)
         last = run.load("last")
         best_map = last.progress["best_map"]
     click.echo(f"wrote {run.path}", err=True)

@@ -27,7 +27,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.
 
     Shapes:
         logits   (B, K)
-        labels   (B,)
+        labels   (B,), or (B, K) probabilities
         returns  ()
     """
     return F.cross_entropy(_at_least_float32(logits), labels, label_smoothing=label_smoothing)
@@ -221,6 +221,7 @@ class LossSum(nn.Module):
         logits   one (B, K) per classifier
         metric   one (B, D) per metric vector
         labels   (B,)
+        targets  (B, K) probabilities that replace the labels in cross_entropy, smoothing included
         returns  total (), and the terms () under their names, in the order of `terms`
 
     Raises:
@@ -250,14 +251,23 @@ class LossSum(nn.Module):
                 self.center = CenterLoss(len(metric_dims), num_ids, metric_dims[0])
 
     def forward(
-        self, logits: Sequence[Tensor], metric: Sequence[Tensor], labels: Tensor
+        self, logits: Sequence[Tensor], metric: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None
     ) -> tuple[Tensor, dict[LossName, Tensor]]:
-        values = {name: self._value(name, logits, metric, labels) for name, _ in self.terms}
+        values = {name: self._value(name, logits, metric, labels, targets) for name, _ in self.terms}
         total = torch.stack([weight * values[name] for name, weight in self.terms]).sum()
         return total, values
 
-    def _value(self, name: LossName, logits: Sequence[Tensor], metric: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def _value(
+        self,
+        name: LossName,
+        logits: Sequence[Tensor],
+        metric: Sequence[Tensor],
+        labels: Tensor,
+        targets: Tensor | None,
+    ) -> Tensor:
         match name:
+            case "cross_entropy" if targets is not None:
+                return _mean([cross_entropy(each, targets) for each in logits])
             case "cross_entropy":
                 return _mean([cross_entropy(each, labels, label_smoothing=self.label_smoothing) for each in logits])
             case "triplet":

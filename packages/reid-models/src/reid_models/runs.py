@@ -133,8 +133,8 @@ class RunDir:
     ) -> RunDir:
         """Start a run in a new or empty folder, or return to it with `resume` under the same settings and data.
 
-        `made_by` holds plain values; its entries `index_fingerprint`, `weights` and `teachers`, when given, must not
-        change on resume.
+        `made_by` holds plain values; its entries `index_fingerprint`, `weights`, `teachers` and `extra`, when given,
+        must not change on resume.
 
         Raises:
             OutputError: the folder holds other files, or a run already and `resume` is not set; or it cannot be made.
@@ -403,6 +403,12 @@ def _refuse_changes(stored: RunDir, config: Any, made_by: Mapping[str, Any]) -> 
             f"{stored.path}: cannot resume with other weights to start from ({_told(old)} -> {_told(new)}); "
             "give the --weights and --drop it was started with, or another --out"
         )
+    old, new = stored.made_by.get("extra"), made_by.get("extra")
+    if old != new:
+        raise CheckpointError(
+            f"{stored.path}: cannot resume with other generated pictures ({_extra(old)} -> {_extra(new)}); "
+            "give the --extra-data, --ratio, --labels and --teacher it was started with, or another --out"
+        )
     old, new = (_files(made.get("teachers")) for made in (stored.made_by, made_by))
     if old != new:
         raise CheckpointError(
@@ -413,6 +419,12 @@ def _refuse_changes(stored: RunDir, config: Any, made_by: Mapping[str, Any]) -> 
 
 def _files(teachers: list[dict[str, Any]] | None) -> str:
     return ", ".join(f"{teacher['file']} {teacher['fingerprint']}" for teacher in teachers or ()) or "none"
+
+
+def _extra(made_by: Mapping[str, Any] | None) -> str:
+    if made_by is None:
+        return "none"
+    return " ".join(f"{name} {value}" for name, value in made_by.items() if value is not None)
 
 
 def _told(start: Mapping[str, Any] | None) -> str:

@@ -101,6 +101,24 @@ class Runtime:
                 return torch.autocast(self.device.type, dtype=torch.float16)
         return contextlib.nullcontext()
 
+    @contextmanager
+    def rounded_products(self) -> Iterator[None]:
+        """Inference in half of float32: on a CPU convolutions multiply in bfloat16 while sums and maps stay float32.
+
+        Does nothing in precision fp32; elsewhere than on a CPU, and before PyTorch 2.9, it is `autocast`.
+        """
+        conv: Any = getattr(torch.backends.mkldnn, "conv", None)
+        if self.precision == "fp32" or self.device.type != "cpu" or not hasattr(conv, "fp32_precision"):
+            with self.autocast():
+                yield
+            return
+        before = conv.fp32_precision
+        conv.fp32_precision = "bf16"
+        try:
+            yield
+        finally:
+            conv.fp32_precision = before
+
     def grad_scaler(self) -> torch.amp.GradScaler:
         """Scales losses so that float16 gradients do not vanish; does nothing in another precision."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")

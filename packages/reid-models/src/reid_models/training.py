@@ -30,11 +30,12 @@ from reid_eval.errors import ReidError, Stopped
 from reid_eval.progress import progress
 from reid_eval.ranking import RankReport, rank, rerank_params
 from reid_models import losses
-from reid_models.config import ConfigError, config_dict
+from reid_models.config import ConfigError, config_dict, config_from_dict
 from reid_models.data.index import DatasetError, DatasetIndex
 from reid_models.data.loading import Augmentation, Batch, PersonDataset, make_loader
 from reid_models.data.samplers import BatchSampler, IdentitySampler, ShuffledSampler
 from reid_models.data.transforms import to_pixels
+from reid_models.extra import Extra, ExtraDataError, SoftTargets
 from reid_models.extraction import NetworkEmbedder, extract_features
 from reid_models.losses import LossSum, LossTerm, parse_loss
 from reid_models.networks import MGN, PCB, Baseline, ReidNetwork
@@ -325,18 +326,20 @@ def train_reid(
     stop_at: int | None = None,
     weights: Path | str | None = None,
     drop: Sequence[str] = (),
+    extra: Extra | None = None,
 ) -> RunDir:
     """Train on a dataset's train_all split, evaluate on query and gallery; writes a run folder and returns it.
 
     The last checkpoints are kept under their iteration, the one of the highest mAP as "best". `stop_at` leaves, as if
     asked to stop, after that many iterations. `weights` is a published file or a checkpoint of ours to start from in
-    place of the trunk's weights; all of it has to fit but what `drop` names (see `weights.load_weights`). To resume,
-    name them again.
+    place of the trunk's weights; all of it has to fit but what `drop` names (see `weights.load_weights`). `extra` mixes
+    generated pictures into the batches. To resume, name them again.
 
     Raises:
         DatasetError, ConfigError: the data cannot be trained on or evaluated, or not with these settings.
         OutputError, CheckpointError: `out` is not to be written, or not to be resumed.
         WeightsError: the weights to start from cannot be had, or do not fit.
+        ManifestError, ExtraDataError: the generated pictures or their teacher do not go with the data.
         DivergedError: a loss or a weight is not finite.
         Stopped: a signal or the time limit came; the state is saved.
     """
@@ -348,6 +351,10 @@ def train_reid(
     index = data.split("train_all")
     _refuse_poor_data(index)
     sampler = _make_sampler(config, index)
+    shown = index  # the rows that a batch may have
+    if extra is not None:
+        shown = extra.joined(index)
+        sampler = extra.sampler(sampler, shown, config.seed)
     can_evaluate = _can_evaluate(data)
     made_by: dict[str, Any] = {
         "reid_models": reid_models.__version__,
@@ -358,6 +365,9 @@ def train_reid(
         "index_fingerprint": index.fingerprint,
         "num_ids": index.num_ids,
     }
+    if extra is not None:
+        made_by["extra"] = extra.made_by
+    targets = None if extra is None else _soft_targets(config, index, extra, runtime)
     runtime.seed_everything(config.seed)
     # Before the folder is made: weights that cannot be had leave nothing behind.
     begins = not (resume and RunDir(Path(out), "reid", made_by).iterations())
@@ -369,10 +379,10 @@ def train_reid(
     run = RunDir.create(out, config, kind="reid", made_by=made_by, resume=resume)
     checkpoint = run.resume_from() if resume else None
     runtime.prepare(network)
-    trainer = _Trainer(config, network, sampler, runtime, index)
+    trainer = _Trainer(config, network, sampler, runtime, shown, targets)
     if checkpoint is not None:
         trainer.restore(checkpoint)
-    dataset = PersonDataset(index, config.image_hw, augmentation=config.augmentation, cache_mib=config.cache_mib)
+    dataset = PersonDataset(shown, config.image_hw, augmentation=config.augmentation, cache_mib=config.cache_mib)
 
     def save() -> None:
         run.save(trainer.checkpoint(made_by))
@@ -416,7 +426,7 @@ def train_reid(
             )
             for parts in _in_groups(loader, config.accumulate):
                 if trainer.iteration == 0:
-                    run.sample(0, "batch", batch_sheet(parts[0], index, config.sampler.images_per_id))
+                    run.sample(0, "batch", batch_sheet(parts[0], shown, config.sampler.images_per_id))
                 trainer.step(parts)
                 if trainer.iteration % config.log_every == 0 or trainer.iteration == trainer.iterations:
                     run.log(trainer.iteration, trainer.take_means())
@@ -449,9 +459,10 @@ class _Trainer:
         sampler: BatchSampler,
         runtime: Runtime,
         index: DatasetIndex,
+        targets: SoftTargets | None = None,
     ) -> None:
         self.config, self.network, self.sampler, self.runtime = config, network.train(), sampler, runtime
-        self.index = index
+        self.index, self.targets = index, targets
         self.forward = runtime.compiled(network) if config.compile else network
         self.loss = LossSum(
             config.loss.parsed(),
@@ -519,10 +530,11 @@ class _Trainer:
 
     def _add_gradients(self, batch: Batch, lr: float, share: float) -> dict[str, float]:
         """Forward and backward of one batch; returns its unweighted terms."""
-        images, labels, _ = self.runtime.to_device(batch)
+        images, labels, rows = self.runtime.to_device(batch)
         with self.runtime.autocast():
             output = self.forward(images)
-        total, terms = self.loss(output.logits, output.metric, labels)
+            targets = None if self.targets is None else self.targets(images, labels, rows)
+        total, terms = self.loss(output.logits, output.metric, labels, targets)
         values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
         self._refuse_nonfinite(values, lr, batch)
         self.scaler.scale(share * total).backward()
@@ -738,6 +750,45 @@ def _make_sampler(config: ReidTrainConfig, index: DatasetIndex) -> BatchSampler:
             )  # fmt: skip
         return made
     return ShuffledSampler(len(index), sampler.batch_size, config.seed)
+
+
+def _soft_targets(
+    config: ReidTrainConfig, photographs: DatasetIndex, extra: Extra, runtime: Runtime
+) -> SoftTargets | None:
+    """What is to be said of mixed batches; None where labels are enough."""
+    if extra.labels == "hard":
+        return None
+    teacher = None
+    if extra.teacher is not None:
+        teacher = _load_teacher(extra.teacher, photographs, config.image_hw)
+        runtime.prepare(teacher)
+    return SoftTargets(
+        num_ids=photographs.num_ids,
+        num_photographs=len(photographs),
+        label_smoothing=config.loss.label_smoothing,
+        smoothing=extra.smoothing,
+        teacher=teacher,
+    )
+
+
+def _load_teacher(run: Path, photographs: DatasetIndex, image_hw: tuple[int, int]) -> ReidNetwork:
+    """A run's last network, in evaluation mode."""
+    checkpoint = RunDir.open(run, "reid").load("last")
+    fingerprint = checkpoint.made_by.get("index_fingerprint")
+    if fingerprint != photographs.fingerprint or checkpoint.made_by["num_ids"] != photographs.num_ids:
+        raise ExtraDataError(
+            f"{run}: this teacher was trained on other pictures (fingerprint {fingerprint}, here "
+            f"{photographs.fingerprint}); train it on the same data, without --extra-data"
+        )
+    config = config_from_dict(ReidTrainConfig, checkpoint.config, source=str(run))
+    if config.image_hw != image_hw:
+        raise ConfigError(
+            f"image_hw: {list(image_hw)}, but the teacher {run} knows pictures of {list(config.image_hw)}; "
+            f"set image_hw=[{config.image_hw[0]},{config.image_hw[1]}]"
+        )
+    network = build_network(config.network, photographs.num_ids, load_weights=False)
+    network.load_state_dict(checkpoint.networks.get("average", checkpoint.networks["reid"]))
+    return network.eval().requires_grad_(False)
 
 
 def _refuse_poor_data(index: DatasetIndex) -> None:

@@ -1,0 +1,88 @@
+"""G in parts that many pictures share: what depends on the appearance alone, and on the structure alone.
+
+    worn = styles(decoder, appearance)          # once per appearance
+    ground = prepare(decoder, structure)        # once per structure
+    pictures = paint(decoder, worn, ground)     # what decoder(appearance, structure) gives
+
+In evaluation this is the decoder's own arithmetic, only not done again for every pair: the eight small networks that
+turn an appearance into scales and shifts, and the first convolution and its instance norm, which no appearance has
+touched yet.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgnet_gen.networks.decoder import Decoder
+from dgnet_gen.networks.layers import ResidualBlock, instance_norm, pad
+
+
+class Ground(NamedTuple):
+    """What is known of a picture before anybody's clothes are."""
+
+    structure: Tensor
+    """(B, channels, h, w)"""
+    normalised: Tensor | None
+    """(B, channels, h, w) the first convolution, instance-normed; None where its norm needs the appearance"""
+
+    def pick(self, rows: Tensor) -> Ground:
+        """The grounds of some rows (N,), in their order; a row may come several times."""
+        layout = torch.channels_last
+        kept = None if self.normalised is None else self.normalised[rows].contiguous(memory_format=layout)
+        return Ground(self.structure[rows].contiguous(memory_format=layout), kept)
+
+
+def styles(decoder: Decoder, appearance: Tensor) -> Tensor:
+    """The scales and shifts of every residual block.
+
+    Shapes:
+        appearance  (B, code_length)
+        returns     (B, n_res, 2, 2 channels)   scales, then shifts
+    """
+    slices = appearance.chunk(len(decoder.blocks), dim=1)
+    parts = [
+        torch.stack([scale(part), shift(part)], dim=1)
+        for scale, shift, part in zip(decoder.scales, decoder.shifts, slices, strict=True)
+    ]
+    return torch.stack(parts, dim=1)
+
+
+def prepare(decoder: Decoder, structure: Tensor) -> Ground:
+    """The first convolution of a structure (B, channels, h, w), as far as it goes without an appearance."""
+    unit = _first_block(decoder).first
+    if unit.norm_name != "adain":
+        return Ground(structure, None)
+    return Ground(structure, instance_norm(unit.conv(pad(structure, unit.padding, unit.padding_kind))))
+
+
+def paint(decoder: Decoder, styles: Tensor, ground: Ground) -> Tensor:
+    """Pictures (B, 3, H, W) of styles (B, n_res, 2, 2 channels) on as many grounds, in network input space."""
+    x = ground.structure
+    for number, block in enumerate(decoder.blocks):
+        scales, shifts = styles[:, number].unbind(1)
+        if number == 0 and ground.normalised is not None:
+            x = x + _rest_of_first_block(_first_block(decoder), ground.normalised, scales, shifts)
+        else:
+            x = block(x, scales, shifts)
+    if decoder.attention is not None:
+        x = decoder.attention(x)
+    for unit in decoder.upsampled:
+        x = unit(x)
+    return decoder.finish(x)
+
+
+def _first_block(decoder: Decoder) -> ResidualBlock:
+    block = decoder.blocks[0]
+    assert isinstance(block, ResidualBlock)
+    return block
+
+
+def _rest_of_first_block(block: ResidualBlock, normalised: Tensor, scales: Tensor, shifts: Tensor) -> Tensor:
+    scale1, scale2 = scales.chunk(2, dim=1)
+    shift1, shift2 = shifts.chunk(2, dim=1)
+    y = torch.addcmul(shift1[:, :, None, None], normalised, scale1[:, :, None, None])
+    assert block.first.activation is not None
+    return block.second(block.first.activation(y), scale2, shift2)
