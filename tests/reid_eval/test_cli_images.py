@@ -158,6 +158,23 @@ def test_a_seed_below_0_is_wrong_usage(people):
     assert (result.exit_code, "-1 is not in the range" in result.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ssim", "fake", "--pairs-file", "pairs.csv"],
+        ["ssim", "fake", "real", "--seed", "1"],
+        ["lpips", "fake", "--resize-pairs"],
+        ["kid", "real", "fake", "--subset-size", "5"],
+        ["images", "real", "fake", "--pairs-file", "pairs.csv"],
+    ],
+)
+def test_an_option_that_would_change_nothing_is_wrong_usage(people, monkeypatch, arguments):
+    monkeypatch.chdir(people)
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert next(word for word in arguments if word.startswith("--")) in result.stderr
+
+
 @pytest.mark.parametrize("option", ["--features", "--out"])
 def test_a_path_that_may_not_be_read_is_said_in_one_line_too(people, monkeypatch, option):
     monkeypatch.setattr("os.access", lambda *_, **__: False)  # what click asks; root may always read

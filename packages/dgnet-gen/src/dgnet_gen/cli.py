@@ -421,21 +421,16 @@ def rainbow(
     click.echo(out)
 
 
+def _smooth_options(command: F) -> F:
+    rows = _number("--rows", 4, "People to pick, each on the way to the next.")
+    shown = (_run, _which, _data, _split, _images, _pictures, rows, _steps, _path, _pids, _seed, _scale, _labels)
+    for option in reversed((*shown, _animate)):
+        command = option(command)
+    return command
+
+
 @main.command()
-@_run
-@_which
-@_data
-@_split
-@_images
-@_pictures
-@_number("--rows", 4, "People to pick, each on the way to the next.")
-@_steps
-@_path
-@_pids
-@_seed
-@_scale
-@_labels
-@_animate
+@_smooth_options
 @click.option("--out", type=_PATH, default=Path("smooth.png"), show_default=True, help="The sheet.")
 @_device
 def smooth(**options: Any) -> None:
@@ -450,20 +445,7 @@ def smooth(**options: Any) -> None:
 
 
 @main.command("smooth-structure")
-@_run
-@_which
-@_data
-@_split
-@_images
-@_pictures
-@_number("--rows", 4, "People to pick, each on the way to the next.")
-@_steps
-@_path
-@_pids
-@_seed
-@_scale
-@_labels
-@_animate
+@_smooth_options
 @click.option("--out", type=_PATH, default=Path("smooth-structure.png"), show_default=True, help="The sheet.")
 @_device
 def smooth_structure(**options: Any) -> None:

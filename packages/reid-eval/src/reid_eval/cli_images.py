@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import rich_click as click
 from click.core import ParameterSource
@@ -20,6 +20,7 @@ from reid_eval.errors import user_errors
 if TYPE_CHECKING:
     from reid_eval.images import Metric, Protocol
     from reid_eval.report import MetricResult
+    from reid_eval.resizing import ResizeRule
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -89,12 +90,14 @@ _pair_options = _options(
     ),
     click.option("--resize-pairs", is_flag=True, help="Two folders: resize the second of a pair to the first."),
 )
-_run_options = _options(
-    click.option("--batch-size", type=click.IntRange(min=1), default=50, show_default=True),
+_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+_read_options = _options(
     click.option("--workers", type=click.IntRange(min=1), help="Threads that decode ahead; they change no number."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--strict", is_flag=True, help="Stop at a picture that cannot be read, instead of leaving it out."),
     click.option("--cache/--no-cache", default=True, show_default=True, help="Keep features and answers (REID_CACHE)."),
+)
+_run_options = _options(
+    click.option("--batch-size", type=click.IntRange(min=1), default=50, show_default=True), _device, _read_options
 )
 _output_options = _options(
     click.option("--out", type=_PATH, help="Also write a metric file per number into this folder."),
@@ -145,6 +148,8 @@ def kid(real: Path, fake: Path, subsets: int | None, subset_size: int, **options
     Example:
       reid-eval kid data/market/train_all runs/dgnet/fake/00100000
     """
+    if subsets is None and _given("subset_size"):
+        raise click.UsageError("--subset-size is about --subsets: give both")
     _measure(real, fake, ["kid"], protocol={"kid_subsets": subsets, "kid_subset_size": subset_size}, **options)
 
 
@@ -172,7 +177,7 @@ def prdc(real: Path, fake: Path, **options: Any) -> None:
 @click.argument("first", type=_PATH)
 @click.argument("second", type=_PATH, required=False)
 @_pair_options
-@_run_options
+@_read_options
 @_output_options
 def ssim(first: Path, second: Path | None, **options: Any) -> None:
     """Print the mean SSIM of pairs of pictures.
@@ -188,6 +193,7 @@ def ssim(first: Path, second: Path | None, **options: Any) -> None:
       reid-eval ssim runs/dgnet/fake/00100000
       reid-eval ssim reconstructed originals
     """
+    _refuse_unused_pair_options(names_pairs=second is not None)
     _measure(second, first, ["pairs"] if second else ["ssim"], **options)
 
 
@@ -197,7 +203,8 @@ def ssim(first: Path, second: Path | None, **options: Any) -> None:
 @_lpips_options
 @_weight_options
 @_pair_options
-@_run_options
+@_device
+@_read_options
 @_output_options
 def lpips(first: Path, second: Path | None, **options: Any) -> None:
     """Print the mean LPIPS (0.1) of pairs of pictures: a distance, 0 for equal pictures.
@@ -210,6 +217,7 @@ def lpips(first: Path, second: Path | None, **options: Any) -> None:
     Example:
       reid-eval lpips runs/dgnet/fake/00100000 --net alex
     """
+    _refuse_unused_pair_options(names_pairs=second is not None)
     _measure(second, first, ["pairs"] if second else ["lpips"], needs_lpips=True, **options)
 
 
@@ -247,20 +255,15 @@ def images(real: Path, fake: Path, metrics: str, reid_name: str | None, preset: 
       reid-eval images real fake --metrics fid,kid,prdc,ssim,lpips --reid reid:runs/teacher --csv numbers.csv
       reid-eval images data/market/train_all fake --preset dgnet-paper
     """
-    context = click.get_current_context()
-    assert context is not None
-    source = context.get_parameter_source
     asked = [name.strip() for name in metrics.split(",") if name.strip()]
     unknown = [name for name in asked if name not in _METRICS]
     if unknown or not asked:
         raise click.UsageError(
             f"--metrics {metrics}: {', '.join(unknown) or 'none'} not known; expected some of {', '.join(_METRICS)}"
         )
-    given = {
-        name
-        for name in ("metrics", "resize", "pairs", "seed", "extractor_name")
-        if source(name) != ParameterSource.DEFAULT
-    }
+    given = set(_given("metrics", "resize", "pairs", "seed", "extractor_name"))
+    if "pairs" not in asked and (unused := _given("pairs_file", "resize_pairs")):
+        raise click.UsageError(f"{_spelt(unused)}: only for --metrics pairs")
     protocol: dict[str, Any] = {}
     if preset is not None:
         if fixed := sorted(given - {"metrics"}):
@@ -274,7 +277,24 @@ def images(real: Path, fake: Path, metrics: str, reid_name: str | None, preset: 
         asked.append("identity")
     if "identity" in asked and reid_name is None:
         raise click.UsageError("identity needs --reid, the extractor to see identities with, such as reid:runs/teacher")
-    _measure(real, fake, asked, reid_name=reid_name, protocol=protocol, **options)
+    _measure(real, fake, cast("list[Metric]", asked), reid_name=reid_name, protocol=protocol, **options)
+
+
+def _given(*names: str) -> list[str]:
+    """Which of some options of the running command were given."""
+    context = click.get_current_context()
+    assert context is not None
+    return [name for name in names if context.get_parameter_source(name) != ParameterSource.DEFAULT]
+
+
+def _spelt(names: Sequence[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
+def _refuse_unused_pair_options(*, names_pairs: bool) -> None:
+    unused = _given("pairs", "seed") if names_pairs else _given("pairs_file", "resize_pairs")
+    if unused:
+        raise click.UsageError(f"{_spelt(unused)}: only for {'one folder' if names_pairs else 'two folders'}")
 
 
 @click.command()
@@ -290,6 +310,7 @@ def stats(
     workers: int | None,
     strict: bool,
     cache: bool,
+    extractor_name: str,
     **extractor: Any,
 ) -> None:
     """Write the statistics of a folder's pictures, for fid, kid and prdc to take in its place.
@@ -302,6 +323,7 @@ def stats(
     """
     with user_errors():
         from reid_eval.errors import OutputError
+        from reid_eval.extractors import extractor_from_name
         from reid_eval.images import feature_set, pictures_below
         from reid_eval.weights import cache_folder
 
@@ -310,7 +332,7 @@ def stats(
         pictures_below(folder)
         made = feature_set(
             folder,
-            _extractor(**extractor),
+            extractor_from_name(extractor_name, **extractor),
             batch_size=batch_size,
             workers=workers,
             strict=strict,
@@ -457,45 +479,22 @@ def _show_weights(*, verify: bool, as_json: bool) -> Sequence[Any]:
     return found
 
 
-def _extractor(
-    *,
-    extractor_name: str,
-    weights: Path | None,
-    resize: Any,
-    half: bool,
-    device: str,
-    any_weights: bool,
-    offline: bool,
-) -> Any:
-    from reid_eval.extractors import extractor_from_name
-
-    return extractor_from_name(
-        extractor_name,
-        weights=weights,
-        device=device,
-        resize=resize,
-        half=half,
-        offline=offline,
-        any_weights=any_weights,
-    )
-
-
 def _measure(
     real: Path | None,
     fake: Path,
-    metrics: Sequence[Metric] | list[str],
+    metrics: Sequence[Metric],
     *,
     out: Path | None,
     csv_file: Path | None,
     as_json: bool,
-    batch_size: int,
     workers: int | None,
-    device: str,
     strict: bool,
     cache: bool,
+    batch_size: int = 50,
+    device: str = "auto",
     extractor_name: str | None = None,
     weights: Path | None = None,
-    resize: str = "legacy",
+    resize: ResizeRule = "legacy",
     half: bool = False,
     any_weights: bool = False,
     offline: bool = False,
@@ -512,16 +511,17 @@ def _measure(
 ) -> None:
     """Ask for the metrics, print them, and write them where that was asked for."""
     with user_errors():
+        from reid_eval.extractors import extractor_from_name
         from reid_eval.images import Protocol, measure_images, refuse_missing
         from reid_eval.weights import cache_folder
 
         # A wrong folder should not wait for a network to be loaded, or even fetched.
-        refuse_missing([side for side in (real, fake) if side is not None], metrics)  # type: ignore[arg-type]
+        refuse_missing([side for side in (real, fake) if side is not None], metrics)
         how: Protocol = Protocol(**{"pairs": pairs, "seed": seed, "resize_pairs": resize_pairs, **(protocol or {})})
         extractor = None
         if extractor_name is not None and {"fid", "kid", "prdc"} & set(metrics):
-            extractor = _extractor(
-                extractor_name=extractor_name,
+            extractor = extractor_from_name(
+                extractor_name,
                 weights=weights,
                 resize=resize,
                 half=half,
@@ -531,8 +531,6 @@ def _measure(
             )
         reid = None
         if reid_name is not None:
-            from reid_eval.extractors import extractor_from_name
-
             reid = extractor_from_name(reid_name, device=device)
         lpips_network = None
         if needs_lpips or "lpips" in metrics:
@@ -544,7 +542,7 @@ def _measure(
         results = measure_images(
             real,
             fake,
-            metrics=metrics,  # type: ignore[arg-type]
+            metrics=metrics,
             extractor=extractor,
             reid=reid,
             lpips=lpips_network,

@@ -15,6 +15,7 @@ cached answer then costs no import of torch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -121,7 +122,7 @@ def extractor_from_name(
     raise ExtractorError(f"--extractor {name}: not known; expected one of {', '.join(known)}")
 
 
-class _NetworkExtractor:
+class _NetworkExtractor(ABC):
     """Weights, device and precision of a network that is built when the first pictures come."""
 
     def __init__(self, *, sha256: str, device: str, resize: ResizeRule, half: bool) -> None:
@@ -133,10 +134,14 @@ class _NetworkExtractor:
         """A hash of whatever decides the vectors."""
         return fingerprint([self.description, self.sha256])
 
-    description: str
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """Network, weights and resize, for the protocol sentence."""
 
+    @abstractmethod
     def _build(self) -> nn.Module:
-        raise NotImplementedError
+        """The network with its weights in it."""
 
     @cached_property
     def _device(self) -> device:
@@ -194,11 +199,15 @@ class InceptionExtractor(_NetworkExtractor):
         self.quotable = sha256.startswith(published.sha256_start)
         self.name = "inception" if self.quotable else "inception_demo"
         super().__init__(sha256=sha256, device=device, resize=resize, half=half)
-        size = "" if resize == "none" else "to 299x299, "
+
+    @property
+    def description(self) -> str:
+        """Network, weights and resize."""
+        size = "" if self.resize == "none" else "to 299x299, "
         whose = "" if self.quotable else "NOT the published ones, never to be quoted, "
-        self.description = (
-            f"Inception of 2015-12-05 (pool3, 2048 features), weights {whose}SHA-256 {sha256[:8]}, pictures "
-            f"{size}{RESIZE_TEXT[resize]}{', bfloat16' if half else ''}"
+        return (
+            f"Inception of 2015-12-05 (pool3, 2048 features), weights {whose}SHA-256 {self.sha256[:8]}, pictures "
+            f"{size}{RESIZE_TEXT[self.resize]}{', bfloat16' if self.half else ''}"
         )
 
     def _build(self) -> nn.Module:
@@ -262,8 +271,8 @@ class BackboneExtractor(_NetworkExtractor):
         self.name = f"{safe}:{sha256[:8]}"
         super().__init__(sha256=sha256, device=device, resize=resize, half=half)
 
-    @cached_property
-    def description(self) -> str:  # type: ignore[override]
+    @property
+    def description(self) -> str:
         """Network, weights and resize."""
         size = "" if self.resize == "none" else "to the model's size, "
         whose = "" if self.quotable else "NOT as published, never to be quoted, "
@@ -369,10 +378,11 @@ def _without_classifier(network: nn.Module, name: str, file: Path) -> tuple[nn.M
 
 def _load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     own = network.state_dict()
-    counters = {key for key in own if key.endswith("num_batches_tracked")}  # old files lack them
-    expected = {key: value.shape for key, value in own.items() if key in state or key not in counters}
-    refuse_unfit(file, {key: value.shape for key, value in state.items()}, expected)
-    network.load_state_dict(state, strict=False)
+    # Old files lack the counters of batch norms, which evaluation does not read.
+    state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | state
+    shapes = ({key: value.shape for key, value in tensors.items()} for tensors in (state, own))
+    refuse_unfit(file, *shapes)
+    network.load_state_dict(state)
 
 
 class RandomExtractor:

@@ -111,9 +111,10 @@ class FidInception(nn.Module):
                 part: state[f"{name}.bn.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
             }
             scale = norm["weight"] / (norm["running_var"] + _BATCH_NORM_EPSILON).sqrt()
+            assert conv.bias is not None
             with torch.no_grad():
                 conv.weight.copy_(state[f"{name}.conv.weight"].double() * scale[:, None, None, None])
-                conv.bias.copy_(norm["bias"] - norm["running_mean"] * scale)  # type: ignore[union-attr]
+                conv.bias.copy_(norm["bias"] - norm["running_mean"] * scale)
             self.convs[name.replace(".", "/")] = conv
         self.requires_grad_(False).eval()
 

@@ -140,7 +140,7 @@ _device = click.option("--device", default="auto", show_default=True, help="auto
     "--drop", multiple=True, metavar="NAME", help="What of --weights to leave out: a name's beginning; may be repeated."
 )
 @click.option("--extra-data", type=_PATH, help="Mix in generated pictures: a folder of dgnet-gen generate.")
-@click.option("--ratio", type=float, default=0.5, show_default=True, help="Their share of every batch.")
+@click.option("--ratio", type=float, help="Their share of every batch; by default 0.5.")
 @click.option(
     "--labels",
     type=click.Choice(["hard", "smooth", "teacher"]),
@@ -162,7 +162,7 @@ def train(
     weights: Path | None,
     drop: tuple[str, ...],
     extra_data: Path | None,
-    ratio: float,
+    ratio: float | None,
     labels: Literal["hard", "smooth", "teacher"],
     teacher: Path | None,
     device: str,
@@ -184,8 +184,8 @@ def train(
         raise click.UsageError("--reset begins anew and --resume goes on: give one of them")
     if drop and not weights:
         raise click.UsageError("--drop says what of --weights to leave out: give both")
-    if extra_data is None and (labels != "hard" or teacher is not None):
-        raise click.UsageError("--labels and --teacher are about generated pictures: give --extra-data too")
+    if extra_data is None and (labels != "hard" or teacher is not None or ratio is not None):
+        raise click.UsageError("--ratio, --labels and --teacher are about generated pictures: give --extra-data too")
     with user_errors():
         from reid_models.config import load_config
         from reid_models.data.index import DatasetIndex
@@ -199,7 +199,7 @@ def train(
         index = DatasetIndex.open(data)
         extra = None
         if extra_data is not None:
-            extra = Extra.open(extra_data, ratio=ratio, labels=labels, teacher=teacher)
+            extra = Extra.open(extra_data, ratio=0.5 if ratio is None else ratio, labels=labels, teacher=teacher)
         if reset and (aside := RunDir.set_aside(out)):
             click.echo(f"moved the earlier run to {aside}", err=True)
         run = train_reid(config, index, out, runtime, resume=resume, weights=weights, drop=drop, extra=extra)

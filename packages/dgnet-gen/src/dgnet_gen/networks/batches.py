@@ -58,17 +58,20 @@ class _NormEach(torch.autograd.Function):
         x, weight, *statistics = ctx.saved_tensors
         batches = len(statistics) // 2
         parts = zip(grad.chunk(batches), x.chunk(batches), statistics[::2], statistics[1::2], strict=True)
-        of_weight = ctx.needs_input_grad[1]
+        of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
         grads = [
             torch.ops.aten.native_batch_norm_backward(
-                g, part, weight, None, None, mean, rstd, True, ctx.eps, (True, of_weight, of_weight)
+                g, part, weight, None, None, mean, rstd, True, ctx.eps, (of_x, of_weight, of_bias)
             )
             for g, part, mean, rstd in parts
         ]
-        of_x, of_weights, of_biases = zip(*grads, strict=True)
-        through = torch.cat(of_x) if ctx.needs_input_grad[0] else None
-        sums = (torch.stack(of_weights).sum(0), torch.stack(of_biases).sum(0)) if of_weight else (None, None)
-        return through, *sums, None, None, None, None, None
+        of_pictures, of_weights, of_biases = zip(*grads, strict=True)
+        return (
+            torch.cat(of_pictures) if of_x else None,
+            torch.stack(of_weights).sum(0) if of_weight else None,
+            torch.stack(of_biases).sum(0) if of_bias else None,
+            *[None] * 5,
+        )
 
 
 class _BatchNorm1d(_ByBatch, nn.BatchNorm1d):
