@@ -90,9 +90,17 @@ class Decoder(nn.Module):
 
     def forward(self, appearance: Tensor, structure: Tensor) -> Tensor:
         x = self.dropout(structure)
+        for block, (scales, shifts) in zip(self.blocks, self.styles(appearance), strict=True):
+            x = block(x, scales, shifts)
+        return self.upsample(x)
+
+    def styles(self, appearance: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Scales and shifts (B, 2 channels) of each residual block, of appearances (B, code_length)."""
         slices = appearance.chunk(len(self.blocks), dim=1)
-        for block, scale, shift, part in zip(self.blocks, self.scales, self.shifts, slices, strict=True):
-            x = block(x, scale(part), shift(part))
+        return [(scale(part), shift(part)) for scale, shift, part in zip(self.scales, self.shifts, slices, strict=True)]
+
+    def upsample(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) of what the residual blocks made, (B, channels, h, w)."""
         if self.attention is not None:
             x = self.attention(x)
         for unit in self.upsampled:

@@ -42,12 +42,7 @@ def styles(decoder: Decoder, appearance: Tensor) -> Tensor:
         appearance  (B, code_length)
         returns     (B, n_res, 2, 2 channels)   scales, then shifts
     """
-    slices = appearance.chunk(len(decoder.blocks), dim=1)
-    parts = [
-        torch.stack([scale(part), shift(part)], dim=1)
-        for scale, shift, part in zip(decoder.scales, decoder.shifts, slices, strict=True)
-    ]
-    return torch.stack(parts, dim=1)
+    return torch.stack([torch.stack(both, dim=1) for both in decoder.styles(appearance)], dim=1)
 
 
 def prepare(decoder: Decoder, structure: Tensor) -> Ground:
@@ -67,11 +62,7 @@ def paint(decoder: Decoder, styles: Tensor, ground: Ground) -> Tensor:
             x = x + _rest_of_first_block(_first_block(decoder), ground.normalised, scales, shifts)
         else:
             x = block(x, scales, shifts)
-    if decoder.attention is not None:
-        x = decoder.attention(x)
-    for unit in decoder.upsampled:
-        x = unit(x)
-    return decoder.finish(x)
+    return decoder.upsample(x)
 
 
 def _first_block(decoder: Decoder) -> ResidualBlock:
