@@ -37,8 +37,9 @@ import numpy as np
 
 from reid_eval.distances import unit_length
 from reid_eval.features import ReidFeatures
+from reid_eval.neighbours import MatrixDistances
 from reid_eval.ranking import plan_memory, rank, rank_distances
-from reid_eval.rerank import MatrixDistances, RerankParams, reranked_blocks
+from reid_eval.rerank import RerankParams, reranked_blocks
 
 Prepare = Callable[["Crowd"], Any]
 Work = Callable[[Any], Any]

@@ -11,8 +11,9 @@ from reid_eval.cli import main
 from reid_eval.details import details_of
 from reid_eval.distances import squared_distances, unit_length
 from reid_eval.features import ReidFeatures
+from reid_eval.neighbours import MatrixDistances
 from reid_eval.ranking import RankingError, plan_memory, pooled_queries, rank, rank_distances, rank_swept
-from reid_eval.rerank import MatrixDistances, RerankParams, params_grid, rerank, reranked_blocks
+from reid_eval.rerank import RerankParams, params_grid, rerank, reranked_blocks
 from reid_eval.scores import SingleShot
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "evaluation_vectors.json").read_text())

@@ -6,9 +6,8 @@ import pytest
 
 from reid_eval import rerank as module
 from reid_eval.distances import ArrayVectors, paired_squared_distances, squared_distances, unit_length
+from reid_eval.neighbours import FeatureDistances, MatrixDistances
 from reid_eval.rerank import (
-    FeatureDistances,
-    MatrixDistances,
     RerankError,
     RerankParams,
     rerank,
@@ -49,15 +48,17 @@ def test_the_authors_program_gives_the_same_distances(case, block_rows):
 )
 def test_each_step_gives_the_authors_intermediate_result(case):
     expected, params = case["expected"]["original"], params_of(case)
-    neighbours, farthest_sq = module._nearest(matrix_of(case), params.k1 + 1, block_rows=3)
-    assert neighbours.tolist() == [row[: params.k1 + 1] for row in expected["initial_rank"]]
-    assert rows_of(module._mutual(neighbours)) == {row: sorted(members) for row, members in expected["R"].items()}
-    expanded = module._expanded_reciprocal_sets(neighbours, params.k1)
+    neighbours = matrix_of(case).neighbours(params.k1 + 1)
+    assert neighbours.nearest.tolist() == [row[: params.k1 + 1] for row in expected["initial_rank"]]
+    assert rows_of(module._mutual(neighbours.nearest)) == {
+        row: sorted(members) for row, members in expected["R"].items()
+    }
+    expanded = module._expanded_reciprocal_sets(neighbours.nearest, params.k1)
     assert rows_of(expanded) == {row: sorted(members) for row, members in expected["R_star"].items()}
-    encoding = module._encode(matrix_of(case), expanded, farthest_sq)
+    encoding = module._encode(matrix_of(case), expanded, neighbours)
     np.testing.assert_allclose(encoding.todense(), expected["V"], atol=6e-8, rtol=0)
     if params.k2 > 1:
-        mean = module._average_over(neighbours[:, : params.k2], encoding)
+        mean = module._average_over(neighbours.nearest[:, : params.k2], encoding)
         np.testing.assert_allclose(mean.todense(), expected["V_after_expansion"], atol=6e-8, rtol=0)
 
 
@@ -65,15 +66,6 @@ def close_points(num=80, length=700):
     """Points so close beside their length that float32 products cannot tell who is nearest."""
     rng = np.random.default_rng(0)
     return (rng.normal(size=length) + 5e-3 * rng.normal(size=(num, length))).astype(np.float32)
-
-
-def test_neighbours_from_rough_products_are_those_of_exact_distances():
-    points = close_points()
-    distance_sq = squared_distances(points, points)
-    neighbours, farthest_sq = module._nearest(FeatureDistances(points), 8, block_rows=30)
-    np.testing.assert_array_equal(neighbours, np.argsort(distance_sq, axis=1, kind="stable")[:, :8])
-    # Vectors this close lose digits of the float64 sum too, so the last bit may differ between pairs and blocks.
-    np.testing.assert_allclose(farthest_sq, distance_sq.max(axis=1), rtol=2e-7)
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.3, 1.0])

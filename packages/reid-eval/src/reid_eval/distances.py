@@ -13,8 +13,8 @@ they can be off; the few that this leaves open are then taken exactly, so speed 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Literal, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ Side = Literal["query", "gallery"]
 
 # Columns and pairs taken at a time, and entries of vectors: enough for a fast product, and no more float64 than a
 # processor's cache holds where every entry is looked at once.
-_COLUMNS = 4096
+_COLUMNS = 2048
 _PAIRS = 32
 _ENTRIES = 2**18
 
@@ -221,21 +221,26 @@ def paired_squared_distances(
         y_sq           (N,)  the `squared_lengths` of all of y, if they are known
         returns        (M,)  float32, the values `squared_distances` gives for these pairs
     """
-    distance_sq = np.empty(len(first), dtype=np.float32)
-    buffer = np.empty((min(_PAIRS, len(first)), y.num_features))
-    changes = np.flatnonzero(np.diff(first)) + 1
-    for run_start, run_stop in pairwise([0, *changes.tolist(), len(first)]):
-        if run_start == run_stop:
-            continue
-        wide_x = x.take(first[run_start : run_start + 1])[0].astype(np.float64)
-        x_sq = np.einsum("d,d->", wide_x, wide_x)
-        for start in range(run_start, run_stop, _PAIRS):
-            some = second[start : min(start + _PAIRS, run_stop)]
-            wide_y = buffer[: len(some)]
-            wide_y[...] = y.take(some)
-            some_sq = np.einsum("md,md->m", wide_y, wide_y) if y_sq is None else y_sq[some]
-            distance_sq[start : start + len(some)] = _combine(x_sq + some_sq, wide_y @ wide_x)
-    return distance_sq
+    num_pairs = len(first)
+    # Runs of pairs with one first vector, cut where a piece ends.
+    runs = np.union1d(np.flatnonzero(np.diff(first)) + 1, np.arange(0, num_pairs, _PAIRS))
+    products, x_sq = np.empty(num_pairs), np.empty(len(runs))
+    squares = np.empty(num_pairs) if y_sq is None else y_sq[second]
+    wide_y = np.empty((min(_PAIRS, num_pairs), y.num_features))
+    bounds = [*runs.tolist(), num_pairs]
+    for start in range(0, num_pairs, _PAIRS):
+        stop = min(start + _PAIRS, num_pairs)
+        first_run, last_run = bisect_left(bounds, start), bisect_left(bounds, stop)
+        wide_x = x.take(first[runs[first_run:last_run]]).astype(np.float64)
+        wide_y[: stop - start] = y.take(second[start:stop])
+        x_sq[first_run:last_run] = np.einsum("rd,rd->r", wide_x, wide_x)
+        if y_sq is None:
+            squares[start:stop] = np.einsum("md,md->m", wide_y[: stop - start], wide_y[: stop - start])
+        for run, vector in enumerate(wide_x, first_run):
+            here = slice(bounds[run], bounds[run + 1])
+            np.matmul(wide_y[bounds[run] - start : bounds[run + 1] - start], vector, out=products[here])
+    squares += np.repeat(x_sq, np.diff(bounds))
+    return _combine(squares, products).astype(np.float32)
 
 
 def rough_distances(rows: np.ndarray, columns: np.ndarray, columns_sq: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -276,5 +281,9 @@ def rough_error(rows_sq: np.ndarray, largest_sq: float, num_features: int) -> np
 
 
 def _combine(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
-    distance_sq = squares - 2 * products
-    return np.where(distance_sq > _RESOLUTION * squares, distance_sq, 0.0)
+    """|x|^2 + |y|^2 - 2 x y, in place of the products; the squares are overwritten too."""
+    products *= -2
+    products += squares
+    squares *= _RESOLUTION
+    products[products <= squares] = 0
+    return products

@@ -47,10 +47,10 @@ from reid_eval.distances import (
 )
 from reid_eval.errors import ReidError
 from reid_eval.features import ReidFeatures, is_mapped
+from reid_eval.neighbours import FeatureDistances
 from reid_eval.places import PlaceCounts, RightAnswers, Ties, right_answers
 from reid_eval.progress import progress
 from reid_eval.rerank import (
-    FeatureDistances,
     RerankParams,
     RoughBlock,
     memory_of_reranking,

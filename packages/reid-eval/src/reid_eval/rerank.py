@@ -15,21 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from scipy.sparse import csc_array, csr_array, vstack
 
-from reid_eval.distances import (
-    ArrayVectors,
-    paired_squared_distances,
-    rough_distances,
-    rough_error,
-    squared_distances_to,
-    squared_lengths,
-)
 from reid_eval.errors import ReidError
-from reid_eval.progress import progress
+from reid_eval.neighbours import FeatureDistances, Neighbours, PointDistances
 
 _BLOCK_ROWS = 256
 _SET_ROWS = 8192
@@ -82,71 +74,6 @@ def _named(params: RerankParams) -> list[tuple[str, float]]:
     return [("k1", params.k1), ("k2", params.k2), ("lambda", params.lambda_)]
 
 
-class PointDistances(Protocol):
-    """Squared distances among N points, as float32: a block of rows or a list of pairs at a time."""
-
-    num_points: int
-
-    def rough(self, start: int, stop: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Something (B, N - first) that ranks as distances from points `start` to `stop` do, and how far it can be off.
-
-        The second (B,) is the largest difference to the distances less some number of each row. The block may be
-        overwritten by the next call.
-        """
-
-    def rows(self, points: np.ndarray, first: int) -> np.ndarray:
-        """Distances (B, N - first) from these points to all points from number `first` on."""
-
-    def pairs(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Distances (M,) between points `first[m]` and `second[m]`."""
-
-
-class FeatureDistances:
-    """Distances of points (N, D) computed when they are asked for."""
-
-    def __init__(self, points: np.ndarray) -> None:
-        self.points = ArrayVectors(points)
-        self.num_points = len(points)
-        lengths_sq = squared_lengths(points)
-        self.lengths_sq = lengths_sq.astype(np.float32)
-        self.error = rough_error(lengths_sq, float(lengths_sq.max(initial=0)), points.shape[1])
-        self.block = np.empty(0, dtype=np.float32)
-
-    def rough(self, start: int, stop: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        points, shape = self.points.array, (2, stop - start, self.num_points - first)
-        if self.block.size < np.prod(shape):
-            self.block = np.empty(np.prod(shape), dtype=np.float32)
-        out = self.block[: np.prod(shape)].reshape(shape)
-        return rough_distances(points[start:stop], points[first:], self.lengths_sq[first:], out), self.error[start:stop]
-
-    def rows(self, points: np.ndarray, first: int) -> np.ndarray:
-        return squared_distances_to(self.points.take(points), self.points, first)
-
-    def pairs(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return paired_squared_distances(self.points, first, self.points, second)
-
-
-class MatrixDistances:
-    """Distances that somebody else computed, all N x N of them, queries first; not squared yet.
-
-    Of a matrix that is not symmetric, column i holds the distances of point i, as in the authors' program.
-    """
-
-    def __init__(self, distances: np.ndarray) -> None:
-        by_point = np.asarray(distances, dtype=np.float32).T
-        self.distance_sq = by_point * by_point
-        self.num_points = len(by_point)
-
-    def rough(self, start: int, stop: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        return self.distance_sq[start:stop, first:], np.zeros(stop - start)
-
-    def rows(self, points: np.ndarray, first: int) -> np.ndarray:
-        return self.distance_sq[points, first:]
-
-    def pairs(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return self.distance_sq[first, second]
-
-
 def rerank(query: np.ndarray, gallery: np.ndarray, params: RerankParams | None = None) -> np.ndarray:
     """Re-ranked distances between query and gallery.
 
@@ -159,7 +86,12 @@ def rerank(query: np.ndarray, gallery: np.ndarray, params: RerankParams | None =
         RerankError: query and gallery together have no more than k1 pictures.
     """
     points = FeatureDistances(np.concatenate([query, gallery]))
-    return np.concatenate(list(reranked_blocks(points, len(query), params or RerankParams())))
+    distance = np.empty((len(query), len(gallery)), dtype=np.float32)
+    start = 0
+    for block in reranked_blocks(points, len(query), params or RerankParams(), block_rows=2 * _BLOCK_ROWS):
+        distance[start : start + len(block)] = block
+        start += len(block)
+    return distance
 
 
 def reranked_blocks(
@@ -200,18 +132,18 @@ def _key(params: RerankParams) -> _Key:
 
 
 def _encodings(
-    distances: PointDistances, neighbours: np.ndarray, farthest_sq: np.ndarray, sweep: Sequence[RerankParams]
+    distances: PointDistances, neighbours: Neighbours, sweep: Sequence[RerankParams]
 ) -> dict[_Key, csr_array]:
     encodings: dict[_Key, csr_array] = {}
     before_averaging: dict[tuple[int, Entering], csr_array] = {}
     for params in sweep:
         half = (params.k1, params.distance)
         if half not in before_averaging:
-            members = _expanded_reciprocal_sets(neighbours[:, : params.k1 + 1], params.k1)
-            before_averaging[half] = _encode(distances, members, farthest_sq, params.distance)
+            members = _expanded_reciprocal_sets(neighbours.nearest[:, : params.k1 + 1], params.k1)
+            before_averaging[half] = _encode(distances, members, neighbours, params.distance)
         if _key(params) not in encodings:
-            encoding = before_averaging[half]
-            encodings[_key(params)] = _average_over(neighbours[:, : params.k2], encoding) if params.k2 > 1 else encoding
+            encoding, nearest = before_averaging[half], neighbours.nearest[:, : params.k2]
+            encodings[_key(params)] = _average_over(nearest, encoding) if params.k2 > 1 else encoding
     return encodings
 
 
@@ -231,15 +163,14 @@ def rough_swept_blocks(
     encoded = _encoded(distances, sweep, num_query, block_rows)
     for start in range(0, num_query, block_rows):
         points = np.arange(start, min(start + block_rows, num_query))
-        block, error = distances.rough(start, int(points[-1]) + 1, num_query)
         farthest_sq = encoded.farthest_sq[points]
-        block += distances.lengths_sq[points][:, None]
+        block = distances.rough(start, int(points[-1]) + 1, num_query)
         block /= farthest_sq[:, None]
         jaccard = encoded.jaccard(points)
         yield [
             RoughBlock(
                 values=_mixed(params, jaccard[_key(params)], block),
-                error=params.lambda_ * error / farthest_sq + _MIXING_ERROR,
+                error=params.lambda_ * distances.error[points] / farthest_sq + _MIXING_ERROR,
                 exact=_ExactMixture(distances, params, jaccard[_key(params)], points, farthest_sq, num_query),
             )
             for params in sweep
@@ -290,10 +221,10 @@ def _encoded(distances: PointDistances, sweep: Sequence[RerankParams], first_gal
             f"re-ranking: k1 = {k1} needs more than {k1} pictures in query and gallery together, found "
             f"{num_points}; use k1 = {num_points - 1} or less"
         )
-    neighbours, farthest_sq = _nearest(distances, k1 + 1, block_rows)
-    encodings = _encodings(distances, neighbours, farthest_sq, sweep)
+    neighbours = distances.neighbours(k1 + 1)
+    encodings = _encodings(distances, neighbours, sweep)
     columns = {key: encoding[first_gallery:].tocsc() for key, encoding in encodings.items()}
-    return _Encoded(farthest_sq, encodings, columns)
+    return _Encoded(neighbours.farthest_sq, encodings, columns)
 
 
 def _swept_blocks(
@@ -323,36 +254,6 @@ def _entered(distance_sq: np.ndarray, entering: Entering) -> np.ndarray:
             return distance_sq * distance_sq
         case "raw":
             return np.sqrt(distance_sq)
-
-
-def _nearest(distances: PointDistances, count: int, block_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` nearest points of each point, itself normally first, and its largest squared distance.
-
-    Rough distances choose the candidates, so generously that none can be missed, and exact ones decide.
-
-    Shapes: (N, count) int32, equal distances in the order of the points; (N,) float32, 1 where all distances are 0.
-    """
-    num_points = distances.num_points
-    neighbours = np.empty((num_points, count), dtype=np.int32)
-    farthest_sq = np.empty(num_points, dtype=np.float32)
-    with progress("re-ranking: neighbours", num_points) as bar:
-        for start in range(0, num_points, block_rows):
-            stop = min(start + block_rows, num_points)
-            block, error = distances.rough(start, stop)
-            margin = (2 * error).astype(np.float32)
-
-            last = np.partition(block, count - 1, axis=1)[:, count - 1]
-            rows, columns = np.divmod(np.flatnonzero(block <= (last + margin)[:, None]), num_points)
-            distance_sq = distances.pairs(start + rows, columns)
-            order = np.lexsort((columns, distance_sq, rows))
-            first = np.searchsorted(rows, np.arange(stop - start))
-            neighbours[start:stop] = columns[order[first[:, None] + np.arange(count)]]
-
-            rows, columns = np.divmod(np.flatnonzero(block >= (block.max(axis=1) - margin)[:, None]), num_points)
-            first = np.searchsorted(rows, np.arange(stop - start))
-            farthest_sq[start:stop] = np.maximum.reduceat(distances.pairs(start + rows, columns), first)
-            bar.advance(stop - start)
-    return neighbours, np.where(farthest_sq > 0, farthest_sq, np.float32(1))
 
 
 def _expanded_reciprocal_sets(neighbours: np.ndarray, k1: int) -> csr_array:
@@ -391,14 +292,30 @@ def _from_lists(lists: np.ndarray, dtype: type) -> csr_array:
 
 
 def _encode(
-    distances: PointDistances, members: csr_array, farthest_sq: np.ndarray, entering: Entering = "squared"
+    distances: PointDistances, members: csr_array, neighbours: Neighbours, entering: Entering = "squared"
 ) -> csr_array:
     """Weight exp(-distance) for the members of each row, distances as shares of the row's largest; rows sum to 1."""
     rows = np.repeat(np.arange(members.shape[0]), np.diff(members.indptr))
-    entered = _entered(distances.pairs(rows, members.indices), entering)
-    weights = np.exp(-entered / _entered(farthest_sq, entering)[rows])
+    entered = _entered(_member_distances(distances, rows, members.indices, neighbours), entering)
+    weights = np.exp(-entered / _entered(neighbours.farthest_sq, entering)[rows])
     totals = np.array([weights[start:stop].sum() for start, stop in pairwise(members.indptr)], dtype=np.float32)
     return csr_array((weights / totals[rows], members.indices, members.indptr), shape=members.shape)
+
+
+def _member_distances(
+    distances: PointDistances, rows: np.ndarray, members: np.ndarray, neighbours: Neighbours
+) -> np.ndarray:
+    """Squared distances (M,) between points and members of theirs, most of which are neighbours and known."""
+    num_points = distances.num_points
+    order = np.argsort(neighbours.nearest, axis=1)
+    known = np.take_along_axis(neighbours.nearest, order, axis=1) + num_points * np.arange(num_points)[:, None]
+    known_sq = np.take_along_axis(neighbours.distance_sq, order, axis=1).ravel()
+    wanted = rows * num_points + members
+    place = np.minimum(np.searchsorted(known.ravel(), wanted), known.size - 1)
+    distance_sq = known_sq[place]
+    missing = known.ravel()[place] != wanted
+    distance_sq[missing] = distances.pairs(rows[missing], members[missing])
+    return distance_sq
 
 
 def _average_over(nearest: np.ndarray, encoding: csr_array) -> csr_array:

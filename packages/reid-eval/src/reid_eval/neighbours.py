@@ -1,0 +1,251 @@
+"""Distances among N points, and who is nearest to each and how far the farthest is, without a matrix of all pairs.
+
+Distances are squared Euclidean ones as float32 (`reid_eval.distances`). Of vectors, float32 products of half of all
+pairs choose the candidates, so generously that none can be missed, and exact distances decide among these.
+
+    FeatureDistances(points).neighbours(21).nearest    # (N, 21): each point first, then its 20 nearest
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from reid_eval.distances import (
+    ArrayVectors,
+    paired_squared_distances,
+    rough_distances,
+    rough_error,
+    squared_distances_to,
+    squared_lengths,
+)
+from reid_eval.progress import progress
+
+# A tile of distances lies in a processor's cache while it is looked at.
+_BLOCK_ROWS = 512
+_TILE_COLUMNS = 2048
+
+# Points that every point is compared with first, to know about how near its nearest are.
+_SAMPLE = 512
+
+# Candidates per wanted neighbour above which exact distances thin them out: only equal distances come to so many.
+_MANY = 8
+
+# Candidates per point that may wait to be thinned out.
+_PENDING = 16
+
+_MATRIX_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The K nearest points of each of N points, itself normally first, and how far its farthest is.
+
+    Shapes:
+        nearest      (N, K)  int32; equal distances in the order of the points
+        distance_sq  (N, K)  float32, their squared distances
+        farthest_sq  (N,)    float32, the largest squared distance of each point to any; 1 where all are 0
+    """
+
+    nearest: np.ndarray
+    distance_sq: np.ndarray
+    farthest_sq: np.ndarray
+
+
+class PointDistances(Protocol):
+    """Squared distances among N points, as float32: rows, pairs, or what is nearest."""
+
+    num_points: int
+
+    def rows(self, points: np.ndarray, first: int) -> np.ndarray:
+        """Distances (B, N - first) from these points to all points from number `first` on."""
+
+    def pairs(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Distances (M,) between points `first[m]` and `second[m]`."""
+
+    def neighbours(self, count: int) -> Neighbours:
+        """The `count` nearest points of each, at most N."""
+
+
+class FeatureDistances:
+    """Distances of points (N, D) computed when they are asked for."""
+
+    def __init__(self, points: np.ndarray) -> None:
+        self.points = ArrayVectors(points)
+        self.num_points = len(points)
+        self.lengths_sq = squared_lengths(points)
+        self.error = rough_error(self.lengths_sq, float(self.lengths_sq.max(initial=0)), points.shape[1])
+        self.buffer = np.empty(0, dtype=np.float32)
+
+    def rough(self, start: int, stop: int, first: int = 0) -> np.ndarray:
+        """Distances (B, N - first) from points `start` to `stop` to all from `first` on, no farther off than `error`.
+
+        The block is overwritten by the next call.
+        """
+        return self._rough(start, stop, self.points.array[first:], self.lengths_sq[first:])
+
+    def _rough(self, start: int, stop: int, columns: np.ndarray, columns_sq: np.ndarray) -> np.ndarray:
+        size = 2 * (stop - start) * len(columns)
+        if self.buffer.size < size:
+            self.buffer = np.empty(size, dtype=np.float32)
+        out = self.buffer[:size].reshape(2, stop - start, len(columns))
+        block = rough_distances(self.points.array[start:stop], columns, columns_sq.astype(np.float32), out)
+        block += self.lengths_sq[start:stop, None].astype(np.float32)
+        return block
+
+    def rows(self, points: np.ndarray, first: int) -> np.ndarray:
+        return squared_distances_to(self.points.take(points), self.points, first)
+
+    def pairs(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return paired_squared_distances(self.points, first, self.points, second, y_sq=self.lengths_sq)
+
+    def neighbours(self, count: int) -> Neighbours:
+        num_points = self.num_points
+        near, far = self._first_candidates(count)
+        with progress("re-ranking: neighbours", num_points) as bar:
+            for start in range(0, num_points, _BLOCK_ROWS):
+                stop = min(start + _BLOCK_ROWS, num_points)
+                for first in range(start, num_points, _TILE_COLUMNS):
+                    columns = slice(first, first + _TILE_COLUMNS)
+                    tile = self._rough(start, stop, self.points.array[columns], self.lengths_sq[columns])
+                    near.add(tile, start, first)
+                    far.add(tile, start, first)
+                bar.advance(stop - start)
+        nearest, distance_sq = near.decided()
+        _, farthest_sq = far.decided()
+        return Neighbours(nearest, distance_sq, _divisible(farthest_sq[:, 0]))
+
+    def _first_candidates(self, count: int) -> tuple[_Candidates, _Candidates]:
+        """None yet, but bounds: among an evenly spread sample there are neighbours as near as that already."""
+        step = max(1, self.num_points // max(_SAMPLE, 4 * count))
+        sample, sample_sq = np.ascontiguousarray(self.points.array[::step]), self.lengths_sq[::step]
+        nearest, farthest = np.empty((2, self.num_points), dtype=np.float32)
+        for start in range(0, self.num_points, _TILE_COLUMNS):
+            stop = min(start + _TILE_COLUMNS, self.num_points)
+            block = self._rough(start, stop, sample, sample_sq)
+            nearest[start:stop] = np.partition(block, count - 1, axis=1)[:, count - 1]
+            farthest[start:stop] = block.max(axis=1)
+        return _Candidates(self, count, nearest), _Candidates(self, 1, -farthest, sign=-1)
+
+
+def _divisible(distances: np.ndarray) -> np.ndarray:
+    return np.where(distances > 0, distances, np.float32(1))
+
+
+class _Candidates:
+    """Pairs of points of which the second may be among the `count` nearest of the first; the farthest with sign -1.
+
+    `bound` (N,) is a distance, times the sign, that is not undercut by more than `count` points; it falls as pairs come
+    in. Rough distances that are larger by twice the error cannot belong to a neighbour.
+    """
+
+    def __init__(self, distances: FeatureDistances, count: int, bound: np.ndarray, *, sign: int = 1) -> None:
+        self.distances, self.count, self.sign = distances, count, np.float32(sign)
+        self.margin = (2 * distances.error).astype(np.float32)
+        self.bound = bound + self.margin
+        self.found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.num_thinned = self.num_new = 0
+
+    def add(self, tile: np.ndarray, start: int, first: int) -> None:
+        """Take what may count from a tile of rough distances (B, C), whose first row and column are these points.
+
+        A pair is looked at from both sides, but for those in which both are points of these rows: they come twice.
+        """
+        limit = self.sign * self.bound
+        rows, columns = self._within(tile, limit[start : start + len(tile), None])
+        self._take(start + rows, first + columns, tile[rows, columns])
+        new = max(start + len(tile) - first, 0)
+        rows, columns = self._within(tile[:, new:], limit[first + new : first + tile.shape[1]])
+        self._take(first + new + columns, start + rows, tile[rows, new + columns])
+        if self.num_new > max(self.num_thinned, _PENDING * len(self.bound)):
+            self._thin_out()
+
+    def _within(self, tile: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        hits = np.flatnonzero(tile <= limit if self.sign > 0 else tile >= limit)
+        rows = hits // max(tile.shape[1], 1)
+        return rows, hits - rows * tile.shape[1]
+
+    def _take(self, points: np.ndarray, others: np.ndarray, values: np.ndarray) -> None:
+        self.found.append((points.astype(np.int32), others.astype(np.int32), self.sign * values))
+        self.num_new += len(points)
+
+    def _thin_out(self) -> None:
+        """Leave out what cannot count any more, and ask for exact distances where equal ones are many."""
+        points, others, values = self._joined()
+        order = np.argsort(_point_then_value(points, values))
+        points, others, values = points[order], others[order], values[order]
+        starts = np.searchsorted(points, np.arange(len(self.bound) + 1, dtype=np.int32))
+        enough = np.flatnonzero(np.diff(starts) >= self.count)
+        bound = values[starts[enough] + self.count - 1] + self.margin[enough]
+        self.bound[enough] = np.minimum(self.bound[enough], bound)
+        kept = values <= self.bound[points]
+        self.found = [(points[kept], others[kept], values[kept])]
+        if len(self.found[0][0]) > _MANY * self.count * len(self.bound):
+            self._decide()
+        self.num_thinned, self.num_new = len(self.found[0][0]), 0
+
+    def _decide(self) -> None:
+        """Leave the `count` nearest of those that there are, by exact distances."""
+        points, others, _ = self._joined()
+        order = np.argsort(points, kind="stable")
+        points, others = points[order], others[order]
+        values = self.sign * self.distances.pairs(points, others)
+        order = np.lexsort((others, values, points))
+        place = np.arange(len(points)) - np.searchsorted(points, points)
+        order = order[place < self.count]
+        self.found = [(points[order], others[order], values[order])]
+
+    def _joined(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        points, others, values = zip(*self.found, strict=True)
+        return np.concatenate(points), np.concatenate(others), np.concatenate(values)
+
+    def decided(self) -> tuple[np.ndarray, np.ndarray]:
+        """The `count` nearest of each point, and their exact distances: (N, count) int32 and float32."""
+        self._thin_out()
+        self._decide()
+        _, others, values = self._joined()
+        return others.reshape(-1, self.count), self.sign * values.reshape(-1, self.count)
+
+
+def _point_then_value(points: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Whole numbers (M,) in the order of points, and of float32 values where points are the same."""
+    bits = values.view(np.int32)
+    bits = np.where(bits < 0, np.int32(-(2**31)) - bits, bits)  # negative numbers are stored by size and sign
+    return points.astype(np.int64) * 2**32 + bits
+
+
+class MatrixDistances:
+    """Distances that somebody else computed, all N x N of them, queries first; not squared yet.
+
+    Of a matrix that is not symmetric, column i holds the distances of point i, as in the authors' program.
+    """
+
+    def __init__(self, distances: np.ndarray) -> None:
+        self.by_point = np.asarray(distances, dtype=np.float32).T
+        self.num_points = len(self.by_point)
+
+    def rows(self, points: np.ndarray, first: int) -> np.ndarray:
+        return np.square(self.by_point[points, first:])
+
+    def pairs(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return np.square(self.by_point[first, second])
+
+    def neighbours(self, count: int) -> Neighbours:
+        nearest = np.empty((self.num_points, count), dtype=np.int32)
+        distance_sq = np.empty((self.num_points, count), dtype=np.float32)
+        farthest_sq = np.empty(self.num_points, dtype=np.float32)
+        with progress("re-ranking: neighbours", self.num_points) as bar:
+            for start in range(0, self.num_points, _MATRIX_ROWS):
+                stop = min(start + _MATRIX_ROWS, self.num_points)
+                block = np.square(self.by_point[start:stop], order="C")
+                last = np.partition(block, count - 1, axis=1)[:, count - 1 : count]
+                rows, columns = np.divmod(np.flatnonzero(block <= last), self.num_points)
+                values = block[rows, columns]
+                order = np.lexsort((columns, values, rows))
+                chosen = order[np.searchsorted(rows, np.arange(stop - start))[:, None] + np.arange(count)]
+                nearest[start:stop], distance_sq[start:stop] = columns[chosen], values[chosen]
+                farthest_sq[start:stop] = block.max(axis=1)
+                bar.advance(stop - start)
+        return Neighbours(nearest, distance_sq, _divisible(farthest_sq))
