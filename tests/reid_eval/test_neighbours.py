@@ -15,7 +15,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(module, "_TILE_COLUMNS", 16)
     monkeypatch.setattr(module, "_SAMPLE", 10)
     monkeypatch.setattr(module, "_PENDING", 1)
-    monkeypatch.setattr(module, "_MATRIX_ROWS", 7)
+    monkeypatch.setattr(module, "_TILE_ROWS", 7)
 
 
 def crowd(num=90, length=12, people=6):

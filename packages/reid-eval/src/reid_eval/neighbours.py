@@ -36,7 +36,8 @@ _MANY = 8
 # Candidates per point that may wait to be thinned out.
 _PENDING = 16
 
-_MATRIX_ROWS = 64
+# Of a given matrix.
+_TILE_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,16 @@ class FeatureDistances:
                 for first in range(start, num_points, _TILE_COLUMNS):
                     columns = slice(first, first + _TILE_COLUMNS)
                     tile = self._rough(start, stop, self.points.array[columns], self.lengths_sq[columns])
-                    near.add(tile, start, first)
-                    far.add(tile, start, first)
+                    met = max(stop - first, 0)  # of two points of the block both distances are in it
+                    for candidates in (near, far):
+                        candidates.add_rows(tile, start, first)
+                        candidates.add_columns(tile[:, met:], start, first + met)
                 bar.advance(stop - start)
-        nearest, distance_sq = near.decided()
-        _, farthest_sq = far.decided()
-        return Neighbours(nearest, distance_sq, _divisible(farthest_sq[:, 0]))
+        return _neighbours(near, far)
 
     def _first_candidates(self, count: int) -> tuple[_Candidates, _Candidates]:
         """None yet, but bounds: among an evenly spread sample there are neighbours as near as that already."""
-        step = max(1, self.num_points // max(_SAMPLE, 4 * count))
+        step = _sample_step(self.num_points, count)
         sample, sample_sq = np.ascontiguousarray(self.points.array[::step]), self.lengths_sq[::step]
         nearest, farthest = np.empty((2, self.num_points), dtype=np.float32)
         for start in range(0, self.num_points, _TILE_COLUMNS):
@@ -127,40 +128,39 @@ class FeatureDistances:
             block = self._rough(start, stop, sample, sample_sq)
             nearest[start:stop] = np.partition(block, count - 1, axis=1)[:, count - 1]
             farthest[start:stop] = block.max(axis=1)
-        return _Candidates(self, count, nearest), _Candidates(self, 1, -farthest, sign=-1)
-
-
-def _divisible(distances: np.ndarray) -> np.ndarray:
-    return np.where(distances > 0, distances, np.float32(1))
+        margin = (2 * self.error).astype(np.float32)
+        return _Candidates(self, count, nearest, margin), _Candidates(self, 1, -farthest, margin, sign=-1)
 
 
 class _Candidates:
     """Pairs of points of which the second may be among the `count` nearest of the first; the farthest with sign -1.
 
-    `bound` (N,) is a distance, times the sign, that is not undercut by more than `count` points; it falls as pairs come
-    in. Rough distances that are larger by twice the error cannot belong to a neighbour.
+    `bound` (N,) is a distance, times the sign, that at least `count` points do not exceed; it falls as pairs come in.
+    `margin` (N,) is twice the error of the distances that come in: what exceeds the bound by more cannot belong.
     """
 
-    def __init__(self, distances: FeatureDistances, count: int, bound: np.ndarray, *, sign: int = 1) -> None:
-        self.distances, self.count, self.sign = distances, count, np.float32(sign)
-        self.margin = (2 * distances.error).astype(np.float32)
-        self.bound = bound + self.margin
+    def __init__(
+        self, distances: PointDistances, count: int, bound: np.ndarray, margin: np.ndarray, *, sign: int = 1
+    ) -> None:
+        self.distances, self.count, self.margin, self.sign = distances, count, margin, np.float32(sign)
+        self.bound = bound + margin
         self.found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.num_thinned = self.num_new = 0
 
-    def add(self, tile: np.ndarray, start: int, first: int) -> None:
-        """Take what may count from a tile of rough distances (B, C), whose first row and column are these points.
+    def add_rows(self, tile: np.ndarray, start: int, first: int) -> None:
+        """Take what may count for the points of the rows, from `start` on, of a tile (B, C) of distances.
 
-        A pair is looked at from both sides, but for those in which both are points of these rows: they come twice.
+        The others are the points of the columns, from `first` on.
         """
-        limit = self.sign * self.bound
-        rows, columns = self._within(tile, limit[start : start + len(tile), None])
+        limit = self.sign * self.bound[start : start + len(tile)]
+        rows, columns = self._within(tile, limit[:, None])
         self._take(start + rows, first + columns, tile[rows, columns])
-        new = max(start + len(tile) - first, 0)
-        rows, columns = self._within(tile[:, new:], limit[first + new : first + tile.shape[1]])
-        self._take(first + new + columns, start + rows, tile[rows, new + columns])
-        if self.num_new > max(self.num_thinned, _PENDING * len(self.bound)):
-            self._thin_out()
+
+    def add_columns(self, tile: np.ndarray, start: int, first: int) -> None:
+        """The same for the points of the columns; the others are those of the rows."""
+        limit = self.sign * self.bound[first : first + tile.shape[1]]
+        rows, columns = self._within(tile, limit)
+        self._take(first + columns, start + rows, tile[rows, columns])
 
     def _within(self, tile: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         hits = np.flatnonzero(tile <= limit if self.sign > 0 else tile >= limit)
@@ -170,6 +170,8 @@ class _Candidates:
     def _take(self, points: np.ndarray, others: np.ndarray, values: np.ndarray) -> None:
         self.found.append((points.astype(np.int32), others.astype(np.int32), self.sign * values))
         self.num_new += len(points)
+        if self.num_new > max(self.num_thinned, _PENDING * len(self.bound)):
+            self._thin_out()
 
     def _thin_out(self) -> None:
         """Leave out what cannot count any more, and ask for exact distances where equal ones are many."""
@@ -209,6 +211,16 @@ class _Candidates:
         return others.reshape(-1, self.count), self.sign * values.reshape(-1, self.count)
 
 
+def _sample_step(num_points: int, count: int) -> int:
+    return max(1, num_points // max(_SAMPLE, 4 * count))
+
+
+def _neighbours(near: _Candidates, far: _Candidates) -> Neighbours:
+    nearest, distance_sq = near.decided()
+    _, farthest_sq = far.decided()
+    return Neighbours(nearest, distance_sq, np.where(farthest_sq > 0, farthest_sq, np.float32(1))[:, 0])
+
+
 def _point_then_value(points: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Whole numbers (M,) in the order of points, and of float32 values where points are the same."""
     bits = values.view(np.int32)
@@ -223,29 +235,29 @@ class MatrixDistances:
     """
 
     def __init__(self, distances: np.ndarray) -> None:
-        self.by_point = np.asarray(distances, dtype=np.float32).T
-        self.num_points = len(self.by_point)
+        self.matrix = np.asarray(distances, dtype=np.float32)
+        self.num_points = len(self.matrix)
 
     def rows(self, points: np.ndarray, first: int) -> np.ndarray:
-        return np.square(self.by_point[points, first:])
+        found = np.empty((len(points), self.num_points - first), dtype=np.float32)
+        for start in range(0, found.shape[1], _TILE_ROWS):  # to turn a tile at a time is much faster
+            tile = self.matrix[first + start : first + start + _TILE_ROWS, points]
+            found[:, start : start + _TILE_ROWS] = np.square(tile).T
+        return found
 
     def pairs(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return np.square(self.by_point[first, second])
+        return np.square(self.matrix[second, first])
 
     def neighbours(self, count: int) -> Neighbours:
-        nearest = np.empty((self.num_points, count), dtype=np.int32)
-        distance_sq = np.empty((self.num_points, count), dtype=np.float32)
-        farthest_sq = np.empty(self.num_points, dtype=np.float32)
+        sample = np.square(self.matrix[:: _sample_step(self.num_points, count)])
+        exact = np.zeros(self.num_points, dtype=np.float32)
+        near = _Candidates(self, count, np.partition(sample, count - 1, axis=0)[count - 1], exact)
+        far = _Candidates(self, 1, -sample.max(axis=0), exact, sign=-1)
         with progress("re-ranking: neighbours", self.num_points) as bar:
-            for start in range(0, self.num_points, _MATRIX_ROWS):
-                stop = min(start + _MATRIX_ROWS, self.num_points)
-                block = np.square(self.by_point[start:stop], order="C")
-                last = np.partition(block, count - 1, axis=1)[:, count - 1 : count]
-                rows, columns = np.divmod(np.flatnonzero(block <= last), self.num_points)
-                values = block[rows, columns]
-                order = np.lexsort((columns, values, rows))
-                chosen = order[np.searchsorted(rows, np.arange(stop - start))[:, None] + np.arange(count)]
-                nearest[start:stop], distance_sq[start:stop] = columns[chosen], values[chosen]
-                farthest_sq[start:stop] = block.max(axis=1)
-                bar.advance(stop - start)
-        return Neighbours(nearest, distance_sq, _divisible(farthest_sq))
+            for start in range(0, self.num_points, _TILE_ROWS):
+                for first in range(0, self.num_points, _TILE_COLUMNS):
+                    tile = np.square(self.matrix[start : start + _TILE_ROWS, first : first + _TILE_COLUMNS])
+                    near.add_columns(tile, start, first)
+                    far.add_columns(tile, start, first)
+                bar.advance(len(tile))
+        return _neighbours(near, far)

@@ -25,6 +25,7 @@ from reid_eval.neighbours import FeatureDistances, Neighbours, PointDistances
 
 _BLOCK_ROWS = 256
 _SET_ROWS = 8192
+_SHARING_ROWS = 32
 
 # Entries of an averaged encoding as a share of (k1 + 1) x k2: neighbours have neighbours in common.
 _ENCODED_SHARE = 1.0
@@ -207,7 +208,7 @@ class _Encoded:
         """Jaccard distances (B, G) between some points and the gallery, for each kind of encoding."""
         found = {}
         for key, encoding in self.encodings.items():
-            shared = np.stack([_shared_weight(encoding, point, self.gallery_columns[key]) for point in points])
+            shared = _shared_weight(encoding[points], self.gallery_columns[key])
             # Rows of the encoding sum to 1, so the weight in the union is 2 minus the weight in the intersection.
             found[key] = 1 - shared / (2 - shared)
         return found
@@ -326,16 +327,23 @@ def _average_over(nearest: np.ndarray, encoding: csr_array) -> csr_array:
     return mean
 
 
-def _shared_weight(encoding: csr_array, row: int, gallery_columns: csr_array) -> np.ndarray:
-    """Sum over the columns of the smaller of two weights, between one row and each gallery row: (G,) float32.
+def _shared_weight(own: csr_array, gallery_columns: csc_array) -> np.ndarray:
+    """Sum over the columns of the smaller of two weights, between rows (B, N) and gallery rows: (B, G) float32.
 
-    Only the columns of the row's own members are visited; elsewhere the smaller weight is 0.
+    Only the columns of a row's own members are visited; elsewhere the smaller weight is 0.
     """
-    here = slice(encoding.indptr[row], encoding.indptr[row + 1])
-    columns = gallery_columns[:, encoding.indices[here]]
-    own = np.repeat(encoding.data[here], np.diff(columns.indptr))
-    shared = np.zeros(columns.shape[0], dtype=np.float32)
-    np.add.at(shared, columns.indices, np.minimum(columns.data, own))
+    num_gallery = gallery_columns.shape[0]
+    shared = np.zeros((own.shape[0], num_gallery), dtype=np.float32)
+    for start in range(0, len(shared), _SHARING_ROWS):
+        some = own[start : start + _SHARING_ROWS]
+        first = gallery_columns.indptr[some.indices]
+        length = gallery_columns.indptr[some.indices + 1] - first
+        # Where the entries of these columns stand, one column after the other.
+        entries = np.arange(length.sum()) + np.repeat(first - np.cumsum(length) + length, length)
+        smaller = np.minimum(np.repeat(some.data, length), gallery_columns.data[entries])
+        row_starts = np.repeat(np.arange(some.shape[0]) * num_gallery, np.diff(some.indptr))
+        places = np.repeat(row_starts, length) + gallery_columns.indices[entries]
+        np.add.at(shared[start : start + _SHARING_ROWS].reshape(-1), places, smaller)
     return shared
 
 
