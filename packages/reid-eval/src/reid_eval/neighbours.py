@@ -221,6 +221,11 @@ def _neighbours(near: _Candidates, far: _Candidates) -> Neighbours:
     return Neighbours(nearest, distance_sq, np.where(farthest_sq > 0, farthest_sq, np.float32(1))[:, 0])
 
 
+def memory_of_neighbours(num_points: int, count: int) -> int:
+    """Bytes that `FeatureDistances.neighbours` needs at its peak, about, beyond the points."""
+    return 70 * (count + _PENDING) * num_points + 16 * _BLOCK_ROWS * _TILE_COLUMNS
+
+
 def _point_then_value(points: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Whole numbers (M,) in the order of points, and of float32 values where points are the same."""
     bits = values.view(np.int32)

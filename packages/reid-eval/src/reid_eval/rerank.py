@@ -21,7 +21,7 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array, vstack
 
 from reid_eval.errors import ReidError
-from reid_eval.neighbours import FeatureDistances, Neighbours, PointDistances
+from reid_eval.neighbours import FeatureDistances, Neighbours, PointDistances, memory_of_neighbours
 
 _BLOCK_ROWS = 256
 _SET_ROWS = 8192
@@ -354,7 +354,6 @@ def memory_of_reranking(
     count = max(params.k1 for params in sweep) + 1
     encodings = sum(_ENCODED_SHARE * (k1 + 1) * k2 * 16 for k1, k2, _ in {_key(params) for params in sweep})
     sets = 12 * 8 * count
-    neighbours = block_rows * num_points * 13
     final = block_rows * num_gallery * 4 * (4 + 3 * len(sweep)) + 3 * 8 * 4096 * num_features
-    per_point = 4 * num_features + 4 * count + encodings + sets
-    return int(num_points * per_point + max(neighbours, final) + 48 * 2048 * num_features)
+    stage = max(memory_of_neighbours(num_points, count), int(num_points * (encodings + sets) + final))
+    return num_points * (4 * num_features + 8 * count) + stage + 48 * 2048 * num_features
