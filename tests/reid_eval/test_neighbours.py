@@ -1,7 +1,5 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from reid_eval import neighbours as module
 from reid_eval.distances import squared_distances, unit_length
@@ -82,14 +80,3 @@ def test_only_as_many_candidates_are_kept_as_may_count(monkeypatch):
     found = FeatureDistances(points).neighbours(3)
     np.testing.assert_array_equal(found.nearest, np.tile(np.arange(3), (400, 1)))
     assert max(most) < 400 * 60  # of 160,000 pairs
-
-
-@settings(max_examples=60, deadline=None)
-@given(values=st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=30))
-def test_sorting_by_point_and_value_sorts_numbers_of_both_signs(values):
-    numbers = np.array(values, dtype=np.float32)
-    points = np.arange(len(numbers), dtype=np.int32) % 3
-    order = np.argsort(module._point_then_value(points, numbers), kind="stable")
-    expected = np.lexsort((numbers, points))
-    np.testing.assert_array_equal(points[order], points[expected])
-    np.testing.assert_array_equal(numbers[order], numbers[expected])

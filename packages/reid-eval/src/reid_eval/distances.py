@@ -102,31 +102,30 @@ class MetricVectors:
         wanted = self.rows[rows]
         found = np.empty((len(wanted), self.num_features), dtype=np.float32)
         for some in _some_rows(found):
-            found[some] = self._compared(self._stored(wanted[some]))
+            self._compare(self._stored(wanted[some]), found[some])
         return found
 
-    def _compared(self, found: np.ndarray) -> np.ndarray:
+    def _compare(self, stored: np.ndarray, out: np.ndarray) -> None:
         match self.metric:
             case "cosine":
-                return unit_length(found)
+                unit_length(stored, out)
             case "euclidean":
-                return np.ldexp(found, self.exponent)
+                np.ldexp(stored, self.exponent, out=out, casting="same_kind")
             case "dot":
-                return self._lengthened(np.ldexp(found, self.exponent))
+                np.ldexp(stored, self.exponent, out=out[:, :-2], casting="same_kind")
+                self._lengthen(out)
             case "hamming":
-                return (found > 0).astype(np.float32)
+                np.greater(stored, 0, out=out)
             case "hamming-packed":
-                return np.unpackbits(found.astype(np.uint8), axis=1).astype(np.float32)
+                out[...] = np.unpackbits(stored.astype(np.uint8), axis=1)
 
-    def _lengthened(self, vectors: np.ndarray) -> np.ndarray:
-        found = np.zeros((len(vectors), self.num_features), dtype=np.float32)
-        found[:, :-2] = vectors
+    def _lengthen(self, vectors: np.ndarray) -> None:
+        vectors[:, -2:] = 0
         if self.side == "gallery":
             missing = np.maximum(self.longest_sq - squared_lengths(vectors), 0)
-            found[:, -2] = np.sqrt(missing)
-            found[:, -2] = np.nextafter(found[:, -2], np.float32(0))  # no longer than what is missing
-            found[:, -1] = np.sqrt(np.maximum(missing - found[:, -2].astype(np.float64) ** 2, 0))
-        return found
+            vectors[:, -2] = np.sqrt(missing)
+            vectors[:, -2] = np.nextafter(vectors[:, -2], np.float32(0))  # no longer than what is missing
+            vectors[:, -1] = np.sqrt(np.maximum(missing - vectors[:, -2].astype(np.float64) ** 2, 0))
 
     def _stored(self, rows: np.ndarray) -> np.ndarray:
         if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():  # a run needs no copy
@@ -158,18 +157,18 @@ class JoinedVectors:
         return found
 
 
-def unit_length(features: np.ndarray) -> np.ndarray:
+def unit_length(features: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Scale each vector to length 1.
 
     Shapes:
-        features  (N, D)
-        returns   (N, D)  float32; a zero vector stays zero
+        features      (N, D)
+        out, returns  (N, D)  float32; a zero vector stays zero
     """
-    scaled = np.empty(features.shape, dtype=np.float32)
+    scaled = np.empty(features.shape, dtype=np.float32) if out is None else out
     for some in _some_rows(features):
         wide = features[some].astype(np.float64)
         lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-        scaled[some] = wide / np.where(lengths > 0, lengths, 1)[:, None]
+        np.divide(wide, np.where(lengths > 0, lengths, 1)[:, None], out=scaled[some], casting="same_kind")
     return scaled
 
 

@@ -140,7 +140,9 @@ class ReidFeatures:
         length = 4 * len(self) * self.num_features
         some = _FINGERPRINTED
         pieces = (_bytes_of(self.features[start : start + some]) for start in range(0, len(self), some))
-        return fingerprint([(length, pieces), _bytes_of(self.pids), _bytes_of(self.camids), "\n".join(self.splits)])
+        return fingerprint(
+            [(length, pieces), _bytes_of(self.pids), _bytes_of(self.camids), "\n".join(self.splits.tolist())]
+        )
 
     def save(self, file: Path | str) -> None:
         """Write a `.npz` file, whole or not at all; equal features give equal bytes."""

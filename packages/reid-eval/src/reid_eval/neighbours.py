@@ -22,6 +22,7 @@ from reid_eval.distances import (
     squared_lengths,
 )
 from reid_eval.progress import progress
+from reid_eval.sorting import rising_bits
 
 # A tile of distances lies in a processor's cache while it is looked at.
 _BLOCK_ROWS = 512
@@ -176,7 +177,7 @@ class _Candidates:
     def _thin_out(self) -> None:
         """Leave out what cannot count any more, and ask for exact distances where equal ones are many."""
         points, others, values = self._joined()
-        order = np.argsort(_point_then_value(points, values))
+        order = np.argsort(points.astype(np.int64) * 2**32 + rising_bits(values))
         points, others, values = points[order], others[order], values[order]
         starts = np.searchsorted(points, np.arange(len(self.bound) + 1, dtype=np.int32))
         enough = np.flatnonzero(np.diff(starts) >= self.count)
@@ -223,14 +224,8 @@ def _neighbours(near: _Candidates, far: _Candidates) -> Neighbours:
 
 def memory_of_neighbours(num_points: int, count: int) -> int:
     """Bytes that `FeatureDistances.neighbours` needs at its peak, about, beyond the points."""
-    return 70 * (count + _PENDING) * num_points + 16 * _BLOCK_ROWS * _TILE_COLUMNS
-
-
-def _point_then_value(points: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Whole numbers (M,) in the order of points, and of float32 values where points are the same."""
-    bits = values.view(np.int32)
-    bits = np.where(bits < 0, np.int32(-(2**31)) - bits, bits)  # negative numbers are stored by size and sign
-    return points.astype(np.int64) * 2**32 + bits
+    tile = min(_BLOCK_ROWS, num_points) * min(_TILE_COLUMNS, num_points)
+    return 70 * (count + _PENDING) * num_points + 16 * tile
 
 
 class MatrixDistances:

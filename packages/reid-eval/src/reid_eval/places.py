@@ -20,6 +20,8 @@ from typing import Literal
 
 import numpy as np
 
+from reid_eval.sorting import sorted_with_places
+
 # Where a wrong answer stands that is exactly as far as a right one: as the gallery has them, after it, or before it.
 Ties = Literal["index", "optimistic", "pessimistic"]
 
@@ -235,17 +237,15 @@ class _PassedOver:
             near = row.copy()
             near[self.junk] = near[mates] = np.inf
             if name_them:
-                columns = near.argsort()
-                return near[columns], columns
+                return sorted_with_places(near)
             near.sort()
             return near, None
         columns = self.within.nonzero()[0]
         self.flags[mates] = True
         columns = columns[~self.flags[columns]]
         self.flags[mates] = False
-        near = row[columns]
-        order = near.argsort()
-        return near[order], columns[order]
+        near, order = sorted_with_places(row[columns])
+        return near, columns[order]
 
 
 def _union(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

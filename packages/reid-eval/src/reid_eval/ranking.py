@@ -25,6 +25,7 @@ import logging
 import platform
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -513,31 +514,9 @@ def rank_swept(
     curves = None
     if single_shot is not None:
         curves = SingleShotCurves(who.answers, features.pids[who.gallery_rows], single_shot)
-    if curves is None:
-        plain, num_copies = _plain_scores(who, plan, ties)
-    else:
-        blocks = (
-            [squared_distances_to(who.query.take(slice(start, start + plan.block_queries)), who.gallery)]
-            for start in range(0, len(who.query), plan.block_queries)
-        )
-        ((plain,), num_copies) = _scores_of_blocks(blocks, who.answers, 1, curves=curves, ties=ties, what="ranking")
-    swept: list[QueryScores] = []
-    if sweep:
-        points = who.gallery if who.leaves_one_out else JoinedVectors(who.query, who.gallery)
-        distances = FeatureDistances(_all_of(points))
-        reranked: Iterable[Sequence[np.ndarray | RoughBlock]]
-        if who.leaves_one_out or curves is not None or any(params.distance != "squared" for params in sweep):
-            places = np.searchsorted(who.gallery_rows, who.query_rows)
-            reranked = swept_blocks(
-                distances,
-                places if who.leaves_one_out else np.arange(len(who.query)),
-                sweep,
-                first_gallery=0 if who.leaves_one_out else len(who.query),
-                block_rows=plan.block_queries,
-            )
-        else:
-            reranked = rough_swept_blocks(distances, len(who.query), sweep, block_rows=plan.block_queries)
-        swept, _ = _scores_of_blocks(reranked, who.answers, len(sweep), curves=curves, ties=ties, what="re-ranking")
+    with ThreadPoolExecutor(1) as beside:
+        fingerprint = beside.submit(lambda: features.fingerprint)  # of large files it takes seconds
+        plain, swept, num_copies = _scored(who, plan, sweep, curves, ties)
 
     camids = features.camids
     looks_at_cameras = protocol == "cross-camera"
@@ -558,7 +537,7 @@ def rank_swept(
         num_unpooled=who.num_unpooled,
         num_copies=num_copies,
         query_rows=who.query_rows,
-        made_by={**features.meta, "reid_eval": __version__, "features": features.fingerprint},
+        made_by={**features.meta, "reid_eval": __version__, "features": fingerprint.result()},
     )
     return report, swept
 
@@ -773,7 +752,7 @@ def _needed(
     pooled = 4 * num_query * length if who.multi_query is not None else 0
     # Vectors as stored and as compared, rough distances and their scratch, and pairs in float64.
     ranking = (
-        (8 * gallery + 4 * (num_query if num_query <= gallery else 0)) * length
+        ((8 if gallery == num_gallery else 12) * gallery + 4 * (num_query if num_query <= gallery else 0)) * length
         + 16 * queries * length
         + 9 * queries * gallery
         + 48 * 2048 * length
@@ -903,6 +882,38 @@ def _all_of(vectors: Vectors) -> np.ndarray:
 # --- scoring --------------------------------------------------------------------------------------------------------
 
 
+def _scored(
+    who: Contest, plan: MemoryPlan, sweep: Sequence[RerankParams], curves: SingleShotCurves | None, ties: Ties
+) -> tuple[QueryScores, list[QueryScores], int]:
+    """Plain scores, those of each setting of re-ranking, and how many queries have a right answer at distance 0."""
+    if curves is None:
+        plain, num_copies = _plain_scores(who, plan, ties)
+    else:
+        blocks = (
+            [squared_distances_to(who.query.take(slice(start, start + plan.block_queries)), who.gallery)]
+            for start in range(0, len(who.query), plan.block_queries)
+        )
+        ((plain,), num_copies) = _scores_of_blocks(blocks, who.answers, 1, curves=curves, ties=ties, what="ranking")
+    if not sweep:
+        return plain, [], num_copies
+    points = who.gallery if who.leaves_one_out else JoinedVectors(who.query, who.gallery)
+    distances = FeatureDistances(_all_of(points))
+    reranked: Iterable[Sequence[np.ndarray | RoughBlock]]
+    if who.leaves_one_out or curves is not None or any(params.distance != "squared" for params in sweep):
+        places = np.searchsorted(who.gallery_rows, who.query_rows)
+        reranked = swept_blocks(
+            distances,
+            places if who.leaves_one_out else np.arange(len(who.query)),
+            sweep,
+            first_gallery=0 if who.leaves_one_out else len(who.query),
+            block_rows=plan.block_queries,
+        )
+    else:
+        reranked = rough_swept_blocks(distances, len(who.query), sweep, block_rows=plan.block_queries)
+    swept, _ = _scores_of_blocks(reranked, who.answers, len(sweep), curves=curves, ties=ties, what="re-ranking")
+    return plain, swept, num_copies
+
+
 def _plain_scores(who: Contest, plan: MemoryPlan, ties: Ties) -> tuple[QueryScores, int]:
     """Scores from rough products, exact where it matters; and the number of queries with a right answer at 0.
 
@@ -930,8 +941,7 @@ def _plain_scores(who: Contest, plan: MemoryPlan, ties: Ties) -> tuple[QueryScor
     buffer = np.empty(2 * plan.block_queries * min(plan.block_gallery, num_gallery), dtype=np.float32)
     binary = who.metric in ("hamming", "hamming-packed")  # sums of ones: no product is rough
     with progress("ranking", num_gallery) as bar:
-        for first_column in range(0, num_gallery, plan.block_gallery):
-            columns = gallery.take(slice(first_column, first_column + plan.block_gallery))
+        for first_column, columns in _taken_ahead(gallery, plan.block_gallery):
             columns_sq = squared_lengths(columns) if gallery_sq is None else gallery_sq
             for some in blocks:
                 rows = query.take(some)
@@ -949,6 +959,18 @@ def _plain_scores(who: Contest, plan: MemoryPlan, ties: Ties) -> tuple[QueryScor
             bar.advance(len(columns))
     num_copies = len(np.unique(answers.query_of[counts.distances == 0]))
     return scores_from_places(answers, counts.places, counts.tied), num_copies
+
+
+def _taken_ahead(vectors: Vectors, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Number of the first and the vectors, `size` at a time; the next ones are read and scaled in the meantime."""
+    starts = range(0, len(vectors), size)
+    with ThreadPoolExecutor(1) as beside:
+        coming = beside.submit(vectors.take, slice(0, size))
+        for start in starts:
+            taken = coming.result()
+            if start != starts[-1]:
+                coming = beside.submit(vectors.take, slice(start + size, start + 2 * size))
+            yield start, taken
 
 
 @dataclass(frozen=True)
