@@ -64,7 +64,7 @@ def test_rough_distances_are_no_farther_off_than_they_say(length):
     rows = rng.normal(size=(20, length)).astype(np.float32)
     columns = (rng.normal(size=(90, length)) * rng.choice([1e-3, 1, 10], size=(90, 1))).astype(np.float32)
     rows_sq, columns_sq = squared_lengths(rows), squared_lengths(columns)
-    found = rough_distances(rows, columns, columns_sq.astype(np.float32), np.empty((2, 20, 90), np.float32))
+    found = rough_distances(rows, columns, columns_sq.astype(np.float32), np.empty((20, 90), np.float32))
     off = np.abs(found + rows_sq[:, None] - squared_distances(rows, columns))
     error = rough_error(rows_sq, columns_sq.max(), length)
     assert (off.max(axis=1) <= error).all()

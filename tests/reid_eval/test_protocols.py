@@ -262,7 +262,7 @@ def kept_of(features):
 
 def test_a_memory_limit_makes_blocks_smaller_and_changes_no_number():
     features = crowd(num_query=300, num_gallery=3000, length=64)
-    max_memory = 236 * 2**20
+    max_memory = 240 * 2**20
     free, tight = plan_memory(features, [SMALL]), plan_memory(features, [SMALL], max_memory=max_memory)
     assert (free.block_queries, tight.block_queries < 256, tight.needed_bytes <= max_memory) == (256, True, True)
     one, other = rank(features, rerank=SMALL), rank(features, rerank=SMALL, max_memory=max_memory)

@@ -89,10 +89,10 @@ class FeatureDistances:
         return self._rough(start, stop, self.points.array[first:], self.lengths_sq[first:])
 
     def _rough(self, start: int, stop: int, columns: np.ndarray, columns_sq: np.ndarray) -> np.ndarray:
-        size = 2 * (stop - start) * len(columns)
+        size = (stop - start) * len(columns)
         if self.buffer.size < size:
             self.buffer = np.empty(size, dtype=np.float32)
-        out = self.buffer[:size].reshape(2, stop - start, len(columns))
+        out = self.buffer[:size].reshape(stop - start, len(columns))
         block = rough_distances(self.points.array[start:stop], columns, columns_sq.astype(np.float32), out)
         block += self.lengths_sq[start:stop, None].astype(np.float32)
         return block
@@ -225,7 +225,7 @@ def _neighbours(near: _Candidates, far: _Candidates) -> Neighbours:
 def memory_of_neighbours(num_points: int, count: int) -> int:
     """Bytes that `FeatureDistances.neighbours` needs at its peak, about, beyond the points."""
     tile = min(_BLOCK_ROWS, num_points) * min(_TILE_COLUMNS, num_points)
-    return 70 * (count + _PENDING) * num_points + 16 * tile
+    return 70 * (count + _PENDING) * num_points + 20 * tile
 
 
 class MatrixDistances:

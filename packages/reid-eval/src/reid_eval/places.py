@@ -16,17 +16,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
-from reid_eval.sorting import sorted_with_places
+from reid_eval.sorting import in_whole_numbers, sorted_with_places
 
 # Where a wrong answer stands that is exactly as far as a right one: as the gallery has them, after it, or before it.
 Ties = Literal["index", "optimistic", "pessimistic"]
 
-# Up to this share of a row is picked out of it; of more, the whole row is sorted.
+# Up to this share of a block is picked out of it; of more, whole rows are sorted.
 _FEW = 1 / 16
+
+# Entries of a block that are looked at together: their flags stay in a processor's cache.
+_ENTRIES = 2**19
+
+# Queries, gallery numbers and distances of wrong answers, and the numbers of right answers that are farther for sure.
+_Unsure = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 # Exact distances (M,) float32 of pairs: query numbers (M,) and gallery numbers (M,).
 ExactPairs = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -154,45 +161,119 @@ class PlaceCounts:
             less   (B,)     what the block's rows are less than the distances
             error  (B,)     how far they can be off then; `exact` gives the true ones where that matters
         """
-        answers = self.answers
-        stop_column = first_column + block.shape[1]
-        junk = np.zeros(block.shape[1], dtype=bool) if self.junk is None else self.junk[first_column:stop_column]
-        passed_over = _PassedOver(junk)
-        unsure: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
-        for number, row in enumerate(block):
-            query = first_query + number
-            here = slice(answers.starts[query], answers.starts[query + 1])
-            if here.start == here.stop:
-                continue
-            mates = answers.mates_of(query)
-            if mates[0] < first_column or mates[-1] >= stop_column:
-                mates = mates[(mates >= first_column) & (mates < stop_column)]
-            lower = upper = self.distances[here]
-            if less is not None and error is not None:
-                centre = lower - less[number]  # float64
-                lower, upper = ((centre + side * error[number]).astype(block.dtype) for side in (-1, 1))
-            near, columns = passed_over.wrong(row, mates - first_column, upper[-1], name_them=exact is not None)
-            surely, perhaps = near.searchsorted(lower, "left"), near.searchsorted(upper, "right")
+        num_rows = max(1, _ENTRIES // block.shape[1])
+        unsure = []
+        for start in range(0, len(block), num_rows):
+            some = slice(start, start + num_rows)
+            less_here, error_here = (None if numbers is None else numbers[some] for numbers in (less, error))
+            unsure.append(self._counted(block[some], first_query + start, first_column, less_here, error_here))
+        queries, columns, values, stops = map(np.concatenate, zip(*unsure, strict=True))
+        if not len(queries):
+            return
+        distances = values if exact is None else exact(queries, columns)
+        starts = np.flatnonzero(np.diff(queries, prepend=-1)).tolist()
+        for start, stop in pairwise([*starts, len(queries)]):
+            self._settle(queries[start], columns[start:stop], distances[start:stop], stops[start:stop])
+
+    def _counted(
+        self,
+        block: np.ndarray,
+        first_query: int,
+        first_column: int,
+        less: np.ndarray | None,
+        error: np.ndarray | None,
+    ) -> _Unsure:
+        """Count what is surely before; of what is perhaps: queries, gallery numbers, distances (exact if the block is).
+
+        The last are the numbers of the right answers before which each surely does not come.
+        """
+        starts = self.answers.starts[first_query : first_query + len(block) + 1]
+        here, first = slice(starts[0], starts[-1]), starts[:-1] - starts[0]
+        rows = np.repeat(np.arange(len(block)), np.diff(starts))
+        lower = upper = self.distances[here]
+        if less is not None and error is not None:
+            centre = lower - less[rows]  # float64
+            lower, upper = ((centre + side * error[rows]).astype(block.dtype) for side in (-1, 1))
+        last = np.full(len(block), -np.inf, dtype=block.dtype)
+        last[rows] = upper  # of those of a row the last one stays
+        within = self._wrong(block, first_query, first_column, last)
+        if np.count_nonzero(within) > _FEW * within.size:
+            return self._counted_in_rows(
+                block, within, first_query, first_column, lower, upper, less, exact=error is None
+            )
+        hits = np.flatnonzero(within)
+        wrong_rows = hits // block.shape[1]
+        columns = hits - wrong_rows * block.shape[1]
+        values = block[wrong_rows, columns]
+
+        # Whole numbers that rise by row, then by distance, then by column.
+        wrong_order, lower_order, upper_order = in_whole_numbers(values, lower, upper)
+        shift = (block.shape[1] - 1).bit_length()
+        keys = (((wrong_rows << 32) + wrong_order) << shift) + columns
+        bounds = np.searchsorted(wrong_rows, np.arange(len(block) + 1))
+        for start, stop in pairwise(bounds.tolist()):
+            keys[start:stop].sort()
+        lower_keys = ((rows << 32) + lower_order) << shift
+        surely = np.searchsorted(keys, lower_keys)
+        perhaps = np.searchsorted(keys, ((rows << 32) + upper_order + 1) << shift)
+        self.before[here] += surely - bounds[rows]
+        open_ = keys[_union(surely, perhaps)]
+        open_rows, open_columns = open_ >> (32 + shift), open_ & ((1 << shift) - 1)
+        distances = block[open_rows, open_columns]
+        return (
+            first_query + open_rows,
+            first_column + open_columns,
+            distances if less is None else distances + less[open_rows],
+            np.searchsorted(lower_keys, open_, "right") - first[open_rows],
+        )
+
+    def _counted_in_rows(
+        self,
+        block: np.ndarray,
+        within: np.ndarray,
+        first_query: int,
+        first_column: int,
+        lower: np.ndarray,
+        upper: np.ndarray,
+        less: np.ndarray | None,
+        *,
+        exact: bool,
+    ) -> _Unsure:
+        """The same, where most of a row counts: each is sorted as a whole, and by numbers alone if these are exact."""
+        starts = self.answers.starts[first_query : first_query + len(block) + 1]
+        unsure = []
+        for number in np.flatnonzero(np.diff(starts)).tolist():
+            here = slice(starts[number], starts[number + 1])
+            low, up = (limits[here.start - starts[0] : here.stop - starts[0]] for limits in (lower, upper))
+            row = np.where(within[number], block[number], block.dtype.type(np.inf))
+            near, order = (np.sort(row), None) if exact else sorted_with_places(row)
+            surely, perhaps = near.searchsorted(low), near.searchsorted(up, "right")
             self.before[here] += surely
-            if (perhaps > surely).any():
-                if columns is None:
-                    near, columns = passed_over.wrong(row, mates - first_column, upper[-1], name_them=True)
-                assert columns is not None
-                open_ = _union(surely, perhaps)
-                values = near[open_]
-                true = values if less is None else values + less[number]  # if the block is exact
-                # The right answers from number `start` to `stop` may come before it or after it.
-                stop = lower.searchsorted(values, "right")
-                unsure.append((query, columns[open_] + first_column, true, stop))
-        if exact is not None and unsure:
-            queries = np.repeat([query for query, *_ in unsure], [len(columns) for _, columns, *_ in unsure])
-            exactly = exact(queries, np.concatenate([columns for _, columns, *_ in unsure]))
-            ends = np.cumsum([len(columns) for _, columns, *_ in unsure])[:-1]
-            unsure = [
-                (*some[:2], values, some[3]) for some, values in zip(unsure, np.split(exactly, ends), strict=True)
-            ]
-        for query, columns, values, stop in unsure:
-            self._settle(query, columns, values, stop)
+            if (perhaps == surely).all():
+                continue
+            if order is None:
+                near, order = sorted_with_places(row)
+            open_ = _union(surely, perhaps)
+            distances = near[open_] if less is None else near[open_] + less[number]
+            queries = np.full(len(open_), first_query + number)
+            unsure.append((queries, first_column + order[open_], distances, low.searchsorted(near[open_], "right")))
+        if not unsure:
+            nobody = np.empty(0, dtype=np.int64)
+            return nobody, nobody, self.distances[:0], nobody
+        queries, columns, distances, stops = map(np.concatenate, zip(*unsure, strict=True))
+        return queries, columns, distances, stops
+
+    def _wrong(self, block: np.ndarray, first_query: int, first_column: int, last: np.ndarray) -> np.ndarray:
+        """Which of a block (B, G') are wrong answers and no farther than `last` (B,)."""
+        within = block <= last[:, None]
+        if self.junk is not None:
+            within[:, self.junk[first_column : first_column + block.shape[1]]] = False
+        mate_starts = self.answers.mate_starts[first_query : first_query + len(block) + 1]
+        rows = np.repeat(np.arange(len(block)), np.diff(mate_starts))
+        columns = self.answers.mates[mate_starts[0] : mate_starts[-1]] - first_column
+        inside = (columns >= 0) & (columns < block.shape[1])
+        within[rows[inside], columns[inside]] = False
+        return within
 
     def _settle(self, query: int, columns: np.ndarray, distances: np.ndarray, stop: np.ndarray) -> None:
         """Count wrong answers (M,) whose exact distance is known now; right ones from number `stop` on have theirs."""
@@ -215,37 +296,6 @@ class PlaceCounts:
         length = len(hits) + 1
         gained = np.bincount(place, minlength=length) - np.bincount(stop, minlength=length)
         self.before[here] += np.cumsum(gained)[:-1]
-
-
-class _PassedOver:
-    """The wrong answers of one row after another: what is not junk and does not share the query's identity."""
-
-    def __init__(self, junk: np.ndarray) -> None:
-        self.flags = junk.copy()  # (G',) junk, and for a moment the mates of a query
-        self.junk = np.flatnonzero(junk)
-        self.within = np.empty(len(junk), dtype=bool)
-
-    def wrong(
-        self, row: np.ndarray, mates: np.ndarray, last: np.generic, *, name_them: bool
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Distances of at least all wrong answers up to `last`, rising, and their columns if they are to be named.
-
-        What is passed over comes at the end, infinitely far, or not at all.
-        """
-        np.less_equal(row, last, out=self.within)
-        if np.count_nonzero(self.within) > _FEW * len(row):
-            near = row.copy()
-            near[self.junk] = near[mates] = np.inf
-            if name_them:
-                return sorted_with_places(near)
-            near.sort()
-            return near, None
-        columns = self.within.nonzero()[0]
-        self.flags[mates] = True
-        columns = columns[~self.flags[columns]]
-        self.flags[mates] = False
-        near, order = sorted_with_places(row[columns])
-        return near, columns[order]
 
 
 def _union(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

@@ -754,7 +754,7 @@ def _needed(
     ranking = (
         ((8 if gallery == num_gallery else 12) * gallery + 4 * (num_query if num_query <= gallery else 0)) * length
         + 16 * queries * length
-        + 9 * queries * gallery
+        + 4 * queries * (gallery + 2 * 4096)
         + 48 * 2048 * length
     )
     if single_shot is not None:
@@ -938,7 +938,7 @@ def _plain_scores(who: Contest, plan: MemoryPlan, ties: Ties) -> tuple[QueryScor
         for here in [answers.queries(some.start, some.stop)]
     ]
     counts = PlaceCounts(answers, np.concatenate(right), ties=ties)
-    buffer = np.empty(2 * plan.block_queries * min(plan.block_gallery, num_gallery), dtype=np.float32)
+    buffer = np.empty(plan.block_queries * min(plan.block_gallery, num_gallery), dtype=np.float32)
     binary = who.metric in ("hamming", "hamming-packed")  # sums of ones: no product is rough
     with progress("ranking", num_gallery) as bar:
         for first_column, columns in _taken_ahead(gallery, plan.block_gallery):
@@ -946,7 +946,7 @@ def _plain_scores(who: Contest, plan: MemoryPlan, ties: Ties) -> tuple[QueryScor
             for some in blocks:
                 rows = query.take(some)
                 rows_sq = squared_lengths(rows)
-                out = buffer[: 2 * len(rows) * len(columns)].reshape(2, len(rows), len(columns))
+                out = buffer[: len(rows) * len(columns)].reshape(len(rows), len(columns))
                 exact = _ExactPairs(ArrayVectors(rows), some.start, ArrayVectors(columns), first_column, columns_sq)
                 counts.add(
                     rough_distances(rows, columns, columns_sq.astype(np.float32), out),

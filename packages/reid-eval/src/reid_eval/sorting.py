@@ -1,4 +1,4 @@
-"""Sort float32 numbers together with where they stood, as whole numbers: three times as fast as an argsort."""
+"""Distances as whole numbers in the same order, which sort faster together with where they stood."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ def rising_bits(values: np.ndarray) -> np.ndarray:
     return np.where(bits < 0, np.int32(-(2**31)) - bits, bits)  # negative numbers are stored by size and sign
 
 
+def in_whole_numbers(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Numbers from 0 to 2 ** 32 - 2, int64, that are in the order of all values of the arrays; equal where they are."""
+    if all(array.dtype == np.float32 for array in arrays):
+        return [rising_bits(array) + np.int64(2**31) for array in arrays]
+    _, ranks = np.unique(np.concatenate(arrays), return_inverse=True)
+    return np.split(ranks.astype(np.int64), np.cumsum([len(array) for array in arrays])[:-1])
+
+
 def sorted_with_places(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values (M,), rising, and their places before (M,) int64; equal float32 values keep their order."""
-    if values.dtype != np.float32:
-        order = values.argsort(kind="stable")
-        return values[order], order
-    keys = rising_bits(values).astype(np.int64)
-    keys <<= 32
-    keys |= np.arange(len(keys))
+    """Values (M,), rising, and where they stood (M,) int64; equal ones keep their order."""
+    (keys,) = in_whole_numbers(values)
+    shift = (len(values) - 1).bit_length()
+    keys <<= shift
+    keys += np.arange(len(values))
     keys.sort()
-    order = keys & (2**32 - 1)
-    return values[order], order
+    places = keys & ((1 << shift) - 1)
+    return values[places], places
