@@ -398,13 +398,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all but large")
     parser.add_argument("--size", choices=list(SIZES), default="small", help="default: %(default)s")
+    parser.add_argument("--noise", type=float, help="how far people scatter; default: 1.3, million 1.0")
     parser.add_argument("--length", type=int, help="numbers in a vector; default: 2048, small and million 512")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"found {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
     parts = options.parts or PARTS[:-1]
     what = SIZES[options.size]
-    what = replace(what, length=options.length or what.length)
+    what = replace(what, length=options.length or what.length, noise=options.noise or what.noise)
     if "large" in parts and options.size not in MAX_MEMORY:
         parser.error(f"large: expected --size {' or '.join(MAX_MEMORY)}")
     print(f"{what.num_query} queries x {what.num_gallery} gallery x {what.length} numbers, ", end="")
