@@ -58,6 +58,23 @@ def test_rough_distances_in_any_blocks_give_the_places_of_exact_ones(columns, er
     assert counts.places.tolist() == [place for places in expected for place in places]
 
 
+@pytest.mark.parametrize("few", [0.0, 1.0])  # rows are sorted as a whole, or picked out
+@pytest.mark.parametrize("columns", [1, 7, 70])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exact_distances_in_any_blocks_give_the_same_places(monkeypatch, dtype, columns, few):
+    monkeypatch.setattr("reid_eval.places._FEW", few)
+    monkeypatch.setattr("reid_eval.places._ENTRIES", 150)
+    rng = np.random.default_rng(1)
+    q_pids, q_camids, g_pids, g_camids = labels(rng)
+    distances = np.round(rng.random((9, 70)) - 0.5, 1).astype(dtype)  # many ties, and numbers of both signs
+    answers = right_answers(q_pids, q_camids, g_pids, g_camids)
+    counts = PlaceCounts(answers, distances[answers.query_of, answers.rows])
+    for start in range(0, 70, columns):
+        counts.add(distances[:, start : start + columns], first_column=start)
+    expected = [slow_places(*line, g_pids, g_camids) for line in zip(distances, q_pids, q_camids, strict=True)]
+    assert counts.places.tolist() == [place for places in expected for place in places]
+
+
 @pytest.mark.parametrize("length", [3, 512, 1500])
 def test_rough_distances_are_no_farther_off_than_they_say(length):
     rng = np.random.default_rng(0)
