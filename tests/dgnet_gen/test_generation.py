@@ -23,6 +23,7 @@ from reid_models.data.generated import ManifestError, read_manifest
 from reid_models.data.index import DatasetError, DatasetIndex
 from reid_models.data.synthetic import make_toy_dataset
 from reid_models.data.transforms import eval_transform, to_pixels
+from reid_models.runtime import Runtime
 
 TINY = NetworksConfig(
     image_hw=(32, 16), trunk="small", trunk_width=4, bottleneck=8, structure_dim=4, n_res=2, mlp_dim=8,
@@ -204,6 +205,18 @@ def test_units_are_what_keeps_pixels_apart(model, index):
     for position in range(0, len(pairs), 5):
         alone = next(painter.paint(pairs[position : position + 1]))
         assert np.array_equal(alone, together[position])
+
+
+@pytest.mark.parametrize("able", [{"avx512_bf16": True}, {}], ids=["maps", "products"])
+def test_sixteen_bits_are_some_grey_levels_off_and_depend_on_no_neighbour(model, index, monkeypatch, able):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    pairs = plan_generation(index, count=9).pairs
+    exact = np.stack(list(Painter(model, index.paths).paint(pairs)))
+    painter = Painter(model, index.paths, runtime=Runtime.for_inference("cpu", half=True))
+    rounded = np.stack(list(painter.paint(pairs)))
+    assert np.abs(rounded.astype(int) - exact).mean() < 1
+    assert (rounded != exact).any()
+    assert all(np.array_equal(next(painter.paint(pairs[row : row + 1])), rounded[row]) for row in range(0, 9, 4))
 
 
 def test_every_picture_is_encoded_once_however_often_it_is_used(model, index):

@@ -1,5 +1,6 @@
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -67,3 +68,28 @@ def test_bf16_computes_in_bfloat16():
     runtime = Runtime(torch.device("cpu"), precision="bf16")
     with runtime.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_maps_are_rounded_only_where_it_is_asked_for_and_the_processor_can(monkeypatch):
+    cpu = torch.device("cpu")
+    for able, expected in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
+        assert Runtime(cpu, "bf16").map_dtype == expected
+        assert Runtime(cpu).map_dtype == torch.float32
+    with Runtime(cpu, "bf16").side_by_side(2) as pool:
+        assert pool is None  # what rounds products there is a setting of one thread
+
+
+def test_threads_are_dealt_out_side_by_side_and_all_there_again_afterwards():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with Runtime(torch.device("cpu")).side_by_side(2) as pool:
+            assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {2}
+            assert torch.get_num_threads() == 4
+            with ThreadPoolExecutor(1) as other:
+                assert other.submit(torch.get_num_threads).result() == 4
+        with Runtime(torch.device("cpu")).side_by_side(9) as pool:
+            assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {1}
+    finally:
+        torch.set_num_threads(before)

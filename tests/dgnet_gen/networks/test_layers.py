@@ -68,6 +68,15 @@ def test_the_written_gradients_of_both_norms_are_those_of_their_formulas(dtype):
             torch.testing.assert_close(grad.double(), right, **rough)
 
 
+@pytest.mark.parametrize("level", [0.0, 100.0])
+def test_norms_of_one_picture_without_gradient_are_those_of_many(level):
+    x, scale, shift = 1e-3 * normal(1, 3, 5, 4) + level, normal(1, 3, seed=1), normal(1, 3, seed=2)
+    norm = SampleNorm(3).double()
+    with torch.no_grad():
+        found = adaptive_instance_norm(x, scale, shift), norm(x)
+    torch.testing.assert_close(found, (adaptive_instance_norm(x, scale, shift), norm(x)))
+
+
 def test_both_norms_have_second_derivatives():
     x, scale, shift = (normal(*shape).requires_grad_() for shape in ((2, 3, 3, 2), (2, 3), (2, 3)))
     assert torch.autograd.gradgradcheck(adaptive_instance_norm, (x, scale, shift))
@@ -82,6 +91,8 @@ def test_sample_norm_of_a_flat_map_is_the_shift_and_passes_finite_gradients():
     assert torch.equal(y, torch.zeros_like(y))
     y.sum().backward()
     assert x.grad.isfinite().all()
+    with torch.no_grad():
+        assert torch.equal(norm(x), torch.zeros_like(y))
 
 
 def test_sample_norm_treats_every_sample_alone_with_the_unbiased_deviation():

@@ -156,7 +156,7 @@ def train(
     show_default=True,
     help="Whose camera the manifest gives a picture.",
 )
-@click.option("--half", is_flag=True, help="Multiply in 16 bits: faster, and a grey level or two off here and there.")
+@click.option("--half", is_flag=True, help="Paint in 16 bits: faster, and some grey levels off here and there.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures under way at once."
 )

@@ -18,7 +18,6 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -27,9 +26,9 @@ import torch
 from torch import Tensor
 
 from dgnet_gen.model import DGNet
-from dgnet_gen.networks.painting import Ground, paint, prepare, styles
+from dgnet_gen.networks.painting import Ground, paint, prepare, ready, styles
 from reid_eval.files import read_pixels
-from reid_models.data.transforms import eval_transform, to_gray, to_pixels
+from reid_models.data.transforms import eval_transform, to_pixels
 from reid_models.runtime import Runtime
 
 K = TypeVar("K")
@@ -42,7 +41,9 @@ UNIT = 8
 class Painter:
     """Paints pairs of files with one model. `memory_mib` bounds the appearances kept in memory.
 
-    `half` multiplies in 16 bits, which the caller's runtime says how; pixels may then differ by a grey level or two.
+    A `runtime` of less than float32 rounds in the decoder alone, on a CPU its maps too where there is the arithmetic;
+    pixels are then off by half a grey level in the mean, here and there by some. Encoders rounded as well would double
+    that, and work on far fewer pictures.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class Painter:
     ) -> None:
         self.model, self.files, self.workers, self.memory_mib = model, files, workers, memory_mib
         self.ahead = max(ahead, UNIT)
-        self._precision = runtime.rounded_products if runtime is not None else nullcontext
+        self._runtime = runtime or Runtime(model.device)
+        self._decoder = ready(model.decoder, self._runtime.map_dtype)
 
     def paint(self, pairs: np.ndarray) -> Iterator[np.ndarray]:
         """The pictures of pairs (N, 2) in their order, each uint8 RGB (H, W, 3).
@@ -70,20 +72,34 @@ class Painter:
         _, first_use = np.unique(pairs[:, 1], return_index=True)
         appearances = pairs[np.sort(first_use), 1]
         structures = pairs[np.flatnonzero(np.diff(pairs[:, 0], prepend=-1)), 0]
-        with ThreadPoolExecutor(self.workers, "read") as pool, tempfile.TemporaryFile() as spill:
+        with (
+            ThreadPoolExecutor(self.workers, "read") as pool,
+            self._runtime.side_by_side(UNIT) as painters,
+            tempfile.TemporaryFile() as spill,
+        ):
             try:
                 worn = _Worn(self._in_units(pool, appearances, self._encode_appearances), self.memory_mib, spill)
                 ground = _Grounds(self._in_units(pool, structures, self._encode_structures))
                 for start in range(0, len(pairs), UNIT):
                     unit = pairs[start : start + UNIT]
-                    yield from self._paint_unit(ground.of(unit[:, 0]), worn.of(unit[:, 1]))[: len(unit)]
+                    yield from self._paint_unit(painters, ground.of(unit[:, 0]), worn.of(unit[:, 1]), len(unit))
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
+    def _paint_unit(
+        self, painters: ThreadPoolExecutor | None, ground: Ground, worn: Tensor, number: int
+    ) -> Iterable[np.ndarray]:
+        """The first `number` pictures of a unit: each by itself, or where there are no painters together."""
+        worn = worn.to(self.model.device)
+        with self._runtime.rounded_products():
+            if painters is None:
+                return self._paint(worn, ground)[:number]
+            each = (torch.tensor([position]) for position in range(number))
+            return [pixels for [pixels] in painters.map(lambda row: self._paint(worn[row], ground.pick(row)), each)]
+
     @torch.no_grad()
-    def _paint_unit(self, ground: Ground, worn: Tensor) -> np.ndarray:
-        with self._precision():
-            return to_pixels(paint(self.model.decoder, worn.to(self.model.device), ground))
+    def _paint(self, worn: Tensor, ground: Ground) -> np.ndarray:
+        return to_pixels(paint(self._decoder, worn, ground))
 
     def _in_units(
         self, pool: ThreadPoolExecutor, rows: np.ndarray, encode: Callable[[Tensor], V]
@@ -100,16 +116,11 @@ class Painter:
 
     @torch.no_grad()
     def _encode_appearances(self, images: Tensor) -> np.ndarray:
-        with self._precision():
-            code = self.model.appearance(images)
-        # These small networks decide colours for a whole picture and cost next to nothing: always exact.
-        return styles(self.model.decoder, code.float()).cpu().numpy()
+        return styles(self.model.decoder, self.model.appearance(images)).cpu().numpy()
 
     @torch.no_grad()
     def _encode_structures(self, images: Tensor) -> Ground:
-        with self._precision():
-            code = self.model.structure_encoder(to_gray(images.to(self.model.device)))
-            return prepare(self.model.decoder, code)
+        return prepare(self.model.decoder, self.model.structure(images))
 
 
 class _Grounds:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgnet_gen.networks.doubling import convolve_doubled
+from dgnet_gen.networks.doubling import DoubledKernels, convolve_doubled, doubled_kernels
 
 Norm = Literal["none", "instance", "layer", "batch", "adain", "adain_series", "adain_parallel"]
 Activation = Literal["leaky_relu", "relu", "prelu", "selu", "tanh"]
@@ -42,7 +42,17 @@ def adaptive_instance_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float =
         scale, shift  (B, C)
         returns       (B, C, H, W)
     """
+    if _alone(x):
+        return F.group_norm(x, x.shape[1], scale[0], shift[0], eps)
     return _AdaptiveNorm.apply(x, scale, shift, eps)
+
+
+def _alone(x: Tensor) -> bool:
+    """Whether this is one picture without gradient: a group norm then takes scales and shifts for its weights.
+
+    It reads the map once less, and sums in float32 whatever it reads.
+    """
+    return len(x) == 1 and not torch.is_grad_enabled()
 
 
 class _AdaptiveNorm(torch.autograd.Function):
@@ -98,7 +108,13 @@ class SampleNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _SampleNorm.apply(x, self.gamma, self.beta)
+        if not _alone(x):
+            return _SampleNorm.apply(x, self.gamma, self.beta)
+        _, c, h, w = x.shape
+        size, eps = c * h * w, 1e-12
+        _, _, rstd = torch.native_group_norm(x, self.gamma, self.beta, 1, c, h * w, 1, eps)
+        deviation = ((rstd**-2 - eps).clamp(min=0) * size / (size - 1)).sqrt()
+        return F.group_norm(x, 1, self.gamma / ((deviation + 1e-5) * rstd)[0], self.beta, eps)
 
 
 class _SampleNorm(torch.autograd.Function):
@@ -174,6 +190,8 @@ class ConvUnit(nn.Module):
         if doubling and kernel != 5:
             raise ValueError(f"doubling needs a kernel of 5, got {kernel}")
         self.doubling = doubling
+        self.kernels: DoubledKernels | None = None
+        """those of a weight that changes no more, for `doubling`"""
         self.norm_name: Norm = norm
         self.padding = dilation * (kernel // 2)
         self.padding_kind: Padding = padding
@@ -186,7 +204,8 @@ class ConvUnit(nn.Module):
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         if self.doubling:
             zero, reflect = self.padding_kind == "zero", self.padding_kind == "reflect" and min(x.shape[-2:]) > 1
-            y = convolve_doubled(x, self.conv.weight, self.conv.bias, reflect=reflect, zero=zero)
+            kernels = self.kernels or doubled_kernels(self.conv.weight, self.conv.bias)
+            y = convolve_doubled(x, kernels, reflect=reflect, zero=zero)
         else:
             y = self.conv(pad(x, self.padding, self.padding_kind))
         match self.norm_name:
