@@ -38,14 +38,29 @@ def refusal(result: Result) -> str:
     return line
 
 
-def test_fid_prints_name_value_direction_and_protocol_and_warns_on_stderr(people):
+def test_fid_prints_name_value_direction_and_protocol(people):
     result = invoke("fid", people / "real", people / "fake", "--extractor", "random")
     assert result.exit_code == 0
     head, protocol = result.stdout.splitlines()
     assert head.startswith("fid_random_demo: ")
     assert head.endswith("(lower is better)")
-    assert "6 real and 6 generated pictures" in protocol
+    assert "6 real, 6 generated" in protocol
     assert "never to be quoted" in protocol
+
+
+def test_what_is_to_be_known_of_several_numbers_is_said_once_as_text_and_of_each_as_json(people, caplog):
+    for file in (people / "fake").rglob("*.png"):
+        Image.open(file).save(file.with_suffix(".bmp"))
+        file.unlink()
+    arguments = ["images", people / "real", people / "fake", "--extractor", "random", "--metrics", "fid,kid,prdc"]
+    remark = "The sides differ in codecs (PNG and BMP), which alone moves the value."
+    lines = invoke(*arguments).stdout.splitlines()
+    assert sum(remark in line for line in lines) == 1
+    assert caplog.text == ""
+    metrics = json.loads(invoke(*arguments, "--json", "--no-cache").stdout)["metrics"]
+    assert [line.split(":")[0] for line in lines[: len(metrics)]] == [metric["name"] for metric in metrics]
+    assert all(remark in metric["protocol"] and remark in metric["made_by"]["remarks"] for metric in metrics)
+    assert caplog.text.count(remark) == 1  # for whoever keeps the JSON and reads the terminal
 
 
 def test_fid_of_a_folder_against_itself_is_0(people):

@@ -62,7 +62,7 @@ def test_the_distance_of_mean_colours_by_hand(tmp_path):
     result = fid(save(tmp_path / "a", grey), save(tmp_path / "b", lighter), MeanColour())
     assert result.value == pytest.approx(3 * 6**2)
     assert (result.name, result.higher_is_better) == ("fid_mean_colour", False)
-    assert "between 3 real and 3 generated pictures. Features: mean colour." in result.protocol
+    assert "Pictures: 3 real, 3 generated. Features: mean colour." in result.protocol
 
 
 def test_pictures_of_different_sizes_stand_in_one_batch(tmp_path):

@@ -38,14 +38,14 @@ from reid_eval.pair_results import (
 )
 from reid_eval.pairs import NamedPairs, PairsError, identity_pairs, pairs_by_name, pairs_from_table
 from reid_eval.report import MetricResult
-from reid_eval.set_results import fid_result, identity_results, kid_results, prdc_results
+from reid_eval.set_results import fid_result, identity_results, kid_results, log_remarks, prdc_results
 
 logger = logging.getLogger(__name__)
 
 Metric = Literal["fid", "kid", "prdc", "ssim", "lpips", "identity", "pairs"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 _OF_FEATURES = ("fid", "kid", "prdc")
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 DGNET_IMAGES = 12_936
 
@@ -160,10 +160,12 @@ def measure_images(
 def fid(
     real: Path | str, fake: Path | str, extractor: Extractor, *, batch_size: int = 50, strict: bool = True
 ) -> MetricResult:
-    """The Frechet distance between two folders of pictures (or statistics files), as `fid_<extractor>`. See
-    `measure_images`.
+    """The Frechet distance between two folders of pictures (or statistics files), as `fid_<extractor>`; warns of what
+    makes it incomparable. See `measure_images`.
     """
-    return measure_images(real, fake, metrics=["fid"], extractor=extractor, batch_size=batch_size, strict=strict)[0]
+    results = measure_images(real, fake, metrics=["fid"], extractor=extractor, batch_size=batch_size, strict=strict)
+    log_remarks(results)
+    return results[0]
 
 
 def feature_set(

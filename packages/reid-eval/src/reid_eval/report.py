@@ -382,15 +382,15 @@ def _remarks(group: MetricGroup) -> list[tuple[str, str]]:
     """Every sentence of the results' protocols, once: (what it is about, sentences), first those about all ("")."""
     about: dict[str, list[str]] = {}  # sentence -> the labels it holds for
     cells = [
-        (row.label, column, _sentences(result.protocol))
+        (row.label, column, sentences(result.protocol))
         for row in group.rows
         for column, result in zip(group.columns, row.results, strict=True)
         if result is not None
     ]
-    for row, column, sentences in cells:
+    for row, column, said in cells:
         in_row = [others for label, _, others in cells if label == row]
         in_column = [others for _, label, others in cells if label == column]
-        for sentence in sentences:
+        for sentence in said:
             if len(cells) > 1 and all(sentence in others for _, _, others in cells):
                 label = ""
             elif all(sentence in others for others in in_row):
@@ -405,12 +405,11 @@ def _remarks(group: MetricGroup) -> list[tuple[str, str]]:
     remarks: dict[str, list[str]] = {}
     for sentence, labels in about.items():
         remarks.setdefault("; ".join(labels), []).append(sentence)
-    return sorted(
-        ((label, " ".join(sentences)) for label, sentences in remarks.items()), key=lambda item: item[0] != ""
-    )
+    return sorted(((label, " ".join(said)) for label, said in remarks.items()), key=lambda item: item[0] != "")
 
 
-def _sentences(protocol: str) -> list[str]:
+def sentences(protocol: str) -> list[str]:
+    """The sentences of a protocol, each with a capital letter and a full stop."""
     parts = re.split(r"(?<=[.!?]) (?=[A-Z0-9])", protocol.strip())
     return [part[0].upper() + part[1:] + ("" if part[-1] in ".!?" else ".") for part in parts if part]
 

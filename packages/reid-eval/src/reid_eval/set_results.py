@@ -4,12 +4,16 @@ fid_result(real, fake)                # fid_inception
 kid_results(real, fake)               # kid_inception, with its interval
 prdc_results(real, fake)              # precision_inception, recall_..., density_..., coverage_...
 identity_results(real, fake)          # identity_top1_reid, identity_similarity_reid
+
+What a reader of a number has to know about its pictures ends its protocol, and stands in `made_by["remarks"]`;
+`log_remarks` warns of it.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,7 +33,7 @@ _ROWS = 1024
 
 
 def fid_result(real: FeatureSet, fake: FeatureSet, *, variant: str = "") -> MetricResult:
-    """The squared Frechet distance, `fid_<extractor>`; with remarks in the log and the protocol.
+    """The squared Frechet distance, `fid_<extractor>`.
 
     Raises:
         FeatureSetError: the sets were made by different extractors.
@@ -94,7 +98,7 @@ def prdc_results(
     said = {
         "precision": f"Share of generated pictures inside some real picture's {ball}",
         "recall": f"Share of real pictures inside some generated picture's {ball}",
-        "density": f"Number of real pictures in whose {open_ball}, a generated picture lies, by {density_k}",
+        "density": f"Number of real pictures in whose {open_ball}, a generated picture lies, divided by {density_k}",
         "coverage": f"Share of real pictures in whose {open_ball}, a generated picture lies",
     }
     remarks = _remarks(real, fake)
@@ -161,12 +165,22 @@ def identity_results(real: FeatureSet, fake: FeatureSet) -> list[MetricResult]:
             "Mean cosine between a generated picture and the real ones of its identity",
             similarity,
         ),
-        "identity_margin": ("The same less that to the most similar other identity", margin),
+        "identity_margin": (
+            "Mean cosine between a generated picture and the real ones of its identity, less that to the ones of the "
+            "most similar other identity",
+            margin,
+        ),
     }
     return [
         _result(name, float(np.concatenate(values).mean()), True, text, real, fake, remarks)
         for name, (text, values) in said.items()
     ]
+
+
+def log_remarks(results: Iterable[MetricResult]) -> None:
+    """Warn of what a reader of these numbers has to know, of each thing once."""
+    for remark in dict.fromkeys(remark for result in results for remark in result.made_by.get("remarks", ())):
+        logger.warning("%s", remark)
 
 
 def identity_of(file: str) -> str:
@@ -210,8 +224,6 @@ def _result(
     trusted = [side.where for side in (real, fake) if not side.extractor]
     if trusted:
         remarks = [*remarks, f"{' and '.join(trusted)} does not say what made it and is taken on trust."]
-    for remark in remarks:
-        logger.warning("%s: %s", metric, remark)
     counts = ["an unknown number of" if side.count is None else side.count for side in (real, fake)]
     return MetricResult(
         name=name if quotable or name.split("_")[-1] == "demo" else f"{name}_demo",
@@ -219,7 +231,8 @@ def _result(
         higher_is_better=higher_is_better,
         protocol=" ".join(
             [
-                f"{what}, between {counts[0]} real and {counts[1]} generated pictures.",
+                f"{what}.",
+                f"Pictures: {counts[0]} real, {counts[1]} generated.",
                 f"Features: {described.extractor or f'{described.num_features}, of an unknown extractor'}.",
                 *remarks,
             ]
@@ -231,6 +244,7 @@ def _result(
             "real": real.pictures,
             "fake": fake.pictures,
             **({"interval": list(interval)} if interval else {}),
+            **({"remarks": list(remarks)} if remarks else {}),
         },
     )
 
