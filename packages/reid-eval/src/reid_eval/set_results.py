@@ -218,15 +218,15 @@ def _result(
     interval: tuple[float, float] | None = None,
 ) -> MetricResult:
     described = next((side for side in (real, fake) if side.extractor), real)
-    extractor = described.name.partition(":")[0] or "unknown"
-    name = f"{metric}_{extractor}{f'_{variant}' if variant else ''}"
-    quotable = real.quotable and fake.quotable
+    extractor = described.name.partition(":")[0].removesuffix("_demo") or "unknown"
+    is_demo = not (real.quotable and fake.quotable)
+    name = "_".join(part for part in (metric, extractor, variant, "demo" if is_demo else "") if part)
     trusted = [side.where for side in (real, fake) if not side.extractor]
     if trusted:
         remarks = [*remarks, f"{' and '.join(trusted)} does not say what made it and is taken on trust."]
     counts = ["an unknown number of" if side.count is None else side.count for side in (real, fake)]
     return MetricResult(
-        name=name if quotable or name.split("_")[-1] == "demo" else f"{name}_demo",
+        name=name,
         value=value,
         higher_is_better=higher_is_better,
         protocol=" ".join(
