@@ -326,7 +326,13 @@ class _Work:
             return lambda: stored
         paths = self._chosen(side.paths)
         key = fingerprint(
-            [str(side.described["fingerprint"]), extractor.fingerprint, str(self.how.max_images), str(self.how.seed)]
+            [
+                str(_CACHE_FORMAT),
+                str(side.described["fingerprint"]),
+                extractor.fingerprint,
+                str(self.how.max_images),
+                str(self.how.seed),
+            ]
         )
         kept = self.cache / "features" / f"{key}.npz" if self.cache is not None else None
         if kept is not None and kept.is_file():
@@ -397,6 +403,7 @@ def _met(reading: Reading) -> dict[str, Any]:
         "sizes": dict(sorted(reading.sizes.items())),
         "animated": reading.animated,
         "rotated": reading.rotated,
+        "transparent": reading.transparent,
         "unreadable": len(reading.unreadable),
     }
     return {key: value for key, value in met.items() if value}

@@ -262,12 +262,10 @@ def _remarks(real: FeatureSet, fake: FeatureSet) -> list[str]:
             ("unreadable", "could not be read and are left out"),
             ("animated", "are animations, of which the first frame counts"),
             ("rotated", "ask for a rotation (Exif) that is not applied"),
+            ("transparent", "have transparency, which is dropped"),
         ):
             if number := side.pictures.get(key):
                 remarks.append(f"{number} {which} pictures {text}.")
-        transparent = sum(side.pictures.get("modes", {}).get(mode, 0) for mode in ("RGBA", "LA", "PA"))
-        if transparent:
-            remarks.append(f"{transparent} {which} pictures have transparency, which is dropped.")
     return remarks
 
 
