@@ -267,7 +267,7 @@ def images(real: Path, fake: Path, metrics: str, reid_name: str | None, preset: 
     protocol: dict[str, Any] = {}
     if preset is not None:
         if fixed := sorted(given - {"metrics"}):
-            raise click.UsageError(f"--preset dgnet-paper fixes {', '.join(fixed)}; leave it out, or the preset")
+            raise click.UsageError(f"--preset dgnet-paper fixes {_spelt(fixed)}; leave it out, or the preset")
         from reid_eval.images import DGNET_PAPER
 
         protocol = vars(DGNET_PAPER)
@@ -288,7 +288,7 @@ def _given(*names: str) -> list[str]:
 
 
 def _spelt(names: Sequence[str]) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)
+    return ", ".join("--" + name.removesuffix("_name").replace("_", "-") for name in names)
 
 
 def _refuse_unused_pair_options(*, names_pairs: bool) -> None:

@@ -56,7 +56,7 @@ class Protocol:
 
     `max_images` takes a seeded part of a side that has more. `rounds` and `dssim_lab` are the DG-Net paper's: pairs
     are drawn in so many rounds, and compared by (1 - SSIM) / 2 in Lab colours instead of SSIM. `kid_subsets` asks for
-    torch-fidelity's KID.
+    torch-fidelity's KID. `variant` ends the names of these results, and `note` their protocols.
     """
 
     pairs: int = 10
@@ -65,12 +65,24 @@ class Protocol:
     max_images: int | None = None
     dssim_lab: bool = False
     variant: str = ""
+    note: str = ""
     kid_subsets: int | None = None
     kid_subset_size: int = 1000
     resize_pairs: bool = False
 
 
-DGNET_PAPER = Protocol(pairs=10, rounds=5, seed=10, max_images=DGNET_IMAGES, dssim_lab=True, variant="dgnet")
+DGNET_PAPER = Protocol(
+    pairs=10,
+    rounds=5,
+    seed=10,
+    max_images=DGNET_IMAGES,
+    dssim_lab=True,
+    variant="dgnet",
+    note=(
+        "As in the DG-Net paper, except that files are sorted, pictures and pairs drawn with a seed, and no incomplete "
+        "last batch dropped."
+    ),
+)
 """The DG-Net paper's sets, pairs and rounds; the extractor has to be Inception with the resize rule dgnet."""
 
 
@@ -245,7 +257,7 @@ def _plan_sets(
             first, second = (made() for made in sets)
             found = []
             if "fid" in metrics:
-                found.append(fid_result(first, second, variant=work.how.variant))
+                found.append(fid_result(first, second, variant=work.how.variant, note=work.how.note))
             if "kid" in metrics:
                 found += kid_results(first, second, subsets=work.how.kid_subsets, subset_size=work.how.kid_subset_size)
             if "prdc" in metrics:
@@ -274,7 +286,9 @@ def _plan_diversity(work: _Work, sides: Sequence[_Side], metrics: Sequence[PairM
         variant = "_".join(part for part in (how.variant, "real" if is_reference else "") if part)
         for metric in metrics:
             work.add_pairs(
-                within_identity_job(root, drawn, metric, how=settings, pictures=side.described, variant=variant)
+                within_identity_job(
+                    root, drawn, metric, how=settings, pictures=side.described, variant=variant, note=how.note
+                )
             )
 
 

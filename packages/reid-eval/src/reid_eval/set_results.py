@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 _ROWS = 1024
 
 
-def fid_result(real: FeatureSet, fake: FeatureSet, *, variant: str = "") -> MetricResult:
-    """The squared Frechet distance, `fid_<extractor>`.
+def fid_result(real: FeatureSet, fake: FeatureSet, *, variant: str = "", note: str = "") -> MetricResult:
+    """The squared Frechet distance, `fid_<extractor>_<variant>`; `note` is what the variant's protocol has to say.
 
     Raises:
         FeatureSetError: the sets were made by different extractors.
@@ -51,7 +51,7 @@ def fid_result(real: FeatureSet, fake: FeatureSet, *, variant: str = "") -> Metr
         )
     if len(counts) == 2 and max(counts) > 1.1 * min(counts):
         remarks.append(f"The sides differ in size ({counts[0]} and {counts[1]}); the bias depends on it.")
-    return _result("fid", value, False, "Squared Frechet distance", real, fake, remarks, variant=variant)
+    return _result("fid", value, False, "Squared Frechet distance", real, fake, remarks, variant=variant, note=note)
 
 
 def kid_results(
@@ -215,6 +215,7 @@ def _result(
     *,
     how: dict[str, Any] | None = None,
     variant: str = "",
+    note: str = "",
     interval: tuple[float, float] | None = None,
 ) -> MetricResult:
     described = next((side for side in (real, fake) if side.extractor), real)
@@ -234,6 +235,7 @@ def _result(
                 f"{what}.",
                 f"Pictures: {counts[0]} real, {counts[1]} generated.",
                 f"Features: {described.extractor or f'{described.num_features}, of an unknown extractor'}.",
+                *([note] if note else []),
                 *remarks,
             ]
         ),
