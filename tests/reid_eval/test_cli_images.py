@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from skimage.metrics import structural_similarity
 
 from reid_eval.cli import main
+from reid_eval.feature_sets import FeatureSet
+from reid_eval.inception import tensor_shapes
 from reid_eval.pair_results import ssim_within_identity
 from reid_eval.report import MetricResult
 
@@ -38,14 +42,29 @@ def refusal(result: Result) -> str:
     return line
 
 
-def test_fid_prints_name_value_direction_and_protocol_and_warns_on_stderr(people):
+def test_fid_prints_name_value_direction_and_protocol(people):
     result = invoke("fid", people / "real", people / "fake", "--extractor", "random")
     assert result.exit_code == 0
     head, protocol = result.stdout.splitlines()
     assert head.startswith("fid_random_demo: ")
     assert head.endswith("(lower is better)")
-    assert "6 real and 6 generated pictures" in protocol
+    assert "6 real, 6 generated" in protocol
     assert "never to be quoted" in protocol
+
+
+def test_what_is_to_be_known_of_several_numbers_is_said_once_as_text_and_of_each_as_json(people, caplog):
+    for file in (people / "fake").rglob("*.png"):
+        Image.open(file).save(file.with_suffix(".bmp"))
+        file.unlink()
+    arguments = ["images", people / "real", people / "fake", "--extractor", "random", "--metrics", "fid,kid,prdc"]
+    remark = "The sides differ in codecs (PNG and BMP), which alone moves the value."
+    lines = invoke(*arguments).stdout.splitlines()
+    assert sum(remark in line for line in lines) == 1
+    assert caplog.text == ""
+    metrics = json.loads(invoke(*arguments, "--json", "--no-cache").stdout)["metrics"]
+    assert [line.split(":")[0] for line in lines[: len(metrics)]] == [metric["name"] for metric in metrics]
+    assert all(remark in metric["protocol"] and remark in metric["made_by"]["remarks"] for metric in metrics)
+    assert caplog.text.count(remark) == 1  # for whoever keeps the JSON and reads the terminal
 
 
 def test_fid_of_a_folder_against_itself_is_0(people):
@@ -222,6 +241,112 @@ def test_a_statistics_file_stands_for_its_folder_and_pytorch_fid_reads_it(people
     assert "KID needs the features" in refusal(
         invoke("kid", people / "bare.npz", people / "fake", "--extractor", "random")
     )
+
+
+def test_statistics_of_another_extractor_are_refused(people):
+    vectors = np.random.default_rng(0).normal(size=(6, 64))
+    FeatureSet(extractor="another", name="another", features=vectors).save(people / "another.npz")
+    line = refusal(invoke("fid", people / "another.npz", people / "fake", "--extractor", "random"))
+    assert "another.npz: made by another; asked for was a small network" in line
+
+
+@pytest.mark.parametrize("way", ["option", "environment"])
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["fid", "real", "fake"], "pt_inception-2015-12-05-6726825d.pth (91 MiB, SHA-256 6726825d...)"),
+        (["images", "real", "fake", "--preset", "dgnet-paper"], "pt_inception-2015-12-05-6726825d.pth (91 MiB"),
+        (["kid", "real", "fake", "--extractor", "torchvision:resnet50"], "resnet50-11ad3fa6.pth (98 MiB, SHA-256 11ad"),
+        (["lpips", "fake"], "alexnet-owt-7be5be79.pth (233 MiB, SHA-256 7be5be79...)"),
+        (["lpips", "fake", "real", "--net", "vgg"], "vgg16-397923af.pth (528 MiB, SHA-256 397923af...)"),
+        (["weights", "fetch", "squeezenet1_1"], "squeezenet1_1-b8a52dc0.pth (4.7 MiB, SHA-256 b8a52dc0...)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_missing_weights_are_named_with_size_and_checksum_and_nothing_takes_their_place(
+    people, monkeypatch, arguments, wanted, way
+):
+    monkeypatch.chdir(people)
+    if way == "environment":
+        monkeypatch.setenv("REID_OFFLINE", "1")
+    line = refusal(invoke(*arguments, *(["--offline"] if way == "option" else [])))
+    assert wanted in line
+    assert "fetching is forbidden" in line
+
+
+@pytest.fixture(scope="module")
+def bright_inception(tmp_path_factory):
+    """A file in the published format whose features grow with a picture's brightness."""
+    state = {
+        name: torch.tensor(1 / (shape[1:].numel() if len(shape) == 4 else 1)).expand(shape)
+        for name, shape in ((name, torch.Size(shape)) for name, shape in tensor_shapes().items())
+    }
+    file = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save({name: value.long() if name.endswith("tracked") else value for name, value in state.items()}, file)
+    return file
+
+
+def test_the_dgnet_papers_preset_fixes_sets_pairs_rounds_and_sizes(people, bright_inception):
+    weights = ["--weights", bright_inception, "--any-weights", "--device", "cpu", "--json"]
+    answer = invoke("images", people / "real", people / "fake", "--preset", "dgnet-paper", *weights)
+    metrics = {metric["name"]: metric for metric in json.loads(answer.stdout)["metrics"]}
+    ssims = {"dssim_lab_within_identity_dgnet", "dssim_lab_within_identity_dgnet_real"}
+    assert metrics.keys() == {"fid_inception_dgnet_demo"} | ssims
+    alone = invoke("fid", people / "real", people / "fake", *weights, "--resize", "dgnet")
+    fid = metrics["fid_inception_dgnet_demo"]
+    assert fid["value"] == pytest.approx(json.loads(alone.stdout)["value"], rel=1e-9)
+    assert fid["value"] > 0
+    assert "bicubic to 256x128, then bilinear without half-pixel centres" in fid["protocol"]
+    for name in ssims:
+        assert metrics[name]["made_by"]["how"].items() >= {"pairs": 10, "rounds": 5, "seed": 10}.items()
+    assert all("except that files are sorted" in metric["protocol"] for metric in metrics.values())
+
+
+@pytest.mark.parametrize(
+    "option", [["--resize", "clean"], ["--pairs", "3"], ["--seed", "1"], ["--extractor", "random"]]
+)
+def test_what_a_preset_fixes_cannot_be_given_beside_it(people, option):
+    result = invoke("images", people / "real", people / "fake", "--preset", "dgnet-paper", *option)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"fixes {option[0]}" in result.stderr
+
+
+def test_pairs_of_a_table_are_compared_whatever_they_are_called(people):
+    real, fake = people / "real", people / "fake"
+    rows = [("0001/0001_c1_0.png", "0002/0002_c1_1.png"), (str(fake / "0002" / "0002_c1_2.png"), "0001/0001_c1_0.png")]
+    table = people / "pairs.csv"
+    table.write_text("".join(",".join(row) + "\n" for row in [("first", "second"), *rows]))
+    result = json.loads(invoke("ssim", fake, real, "--pairs-file", table, "--json").stdout)["metrics"][0]
+    sides = [
+        [np.asarray(Image.open(root / name)) for name, root in zip(row, (fake, real), strict=True)] for row in rows
+    ]
+    expected = np.mean([structural_similarity(*side, channel_axis=2, data_range=255) for side in sides])
+    assert result["value"] == pytest.approx(expected, abs=1e-7)
+    assert "2 pairs of pictures named in a table" in result["protocol"]
+    table.write_text("".join(",".join(row) + "\n" for row in [("first", "second"), *rows[:1]]))  # not what is kept
+    other = json.loads(invoke("ssim", fake, real, "--pairs-file", table, "--json").stdout)["metrics"][0]
+    assert "1 pairs of pictures" in other["protocol"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            None,
+            "pairs.csv: not a table of pairs (No such file or directory); expected a .csv with columns first,second",
+        ),
+        ("a,b\n1,2\n", "pairs.csv: 1 rows with columns a, b; expected first,second and a row per pair"),
+        ("first,second\n", "pairs.csv: 0 rows with columns first, second"),
+        ("first,second\n0001/0001_c1_0.png,nobody.png\n", "pairs.csv, line 2: "),
+        ("first,second\n0001/0001_c1_0.png\n", "pairs.csv, line 2: "),
+    ],
+    ids=["absent", "columns", "empty", "no-such-picture", "half-a-row"],
+)
+def test_a_table_of_pairs_that_cannot_be_used_is_explained(people, text, words):
+    table = people / "pairs.csv"
+    if text is not None:
+        table.write_text(text)
+    assert words in refusal(invoke("ssim", people / "fake", people / "real", "--pairs-file", table))
 
 
 def test_numbers_of_unlike_making_are_not_compared(people):

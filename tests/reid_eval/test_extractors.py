@@ -141,6 +141,25 @@ def test_a_torchvision_model_gives_what_its_classifier_sees(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("model", "num_features", "size"),
+    [("resnet18", 512, 224), ("convnext_atto", 320, 224), ("vit_small_patch14_dinov2", 384, 518)],
+)
+def test_a_timm_model_gives_what_its_classifier_would_see(tmp_path, model, num_features, size):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    torch.manual_seed(0)
+    network = timm.create_model(model, pretrained=False).eval()
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
+    extractor = extractor_from_name(f"timm:{model}", weights=tmp_path / "mine.pth", device="cpu")
+    pictures = list(noise(2, height=50, width=30))
+    mean, std = (torch.tensor(network.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
+    with torch.inference_mode():
+        images = (resized(pictures, "legacy", (size, size), torch.device("cpu")) / 255 - mean) / std
+        expected = network.forward_head(network.forward_features(images), pre_logits=True).numpy()
+    assert (extractor.num_features, expected.shape) == (num_features, (2, num_features))
+    np.testing.assert_allclose(extractor(pictures), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
     ("name", "options", "words"),
     [
         ("torchvision:", {}, "which one"),

@@ -44,6 +44,13 @@ def test_images_are_listed_in_sorted_order_of_their_relative_path(tmp_path):
     assert [path.name for path in list_images(str(tmp_path), recursive=False)] == ["3.bmp"]
 
 
+def test_whatever_pytorch_fid_lists_is_listed(tmp_path):
+    from pytorch_fid.fid_score import IMAGE_EXTENSIONS
+
+    touch(tmp_path, *(f"{number}.{suffix}" for number, suffix in enumerate(sorted(IMAGE_EXTENSIONS))), "film.GIF")
+    assert len(list_images(tmp_path)) == len(IMAGE_EXTENSIONS) + 1
+
+
 def test_hidden_files_and_folders_and_other_kinds_are_skipped(tmp_path):
     touch(tmp_path, ".DS_Store", "._1.jpg", ".cache/1.jpg", "Thumbs.db", "notes.txt", "1.jpg", "jpg")
     assert [path.name for path in list_images(tmp_path)] == ["1.jpg"]

@@ -156,12 +156,31 @@ def test_rank_10_is_not_a_variant_of_rank_1():
 
 
 def test_a_variant_nobody_thought_of_becomes_a_column():
-    (group,) = group_metrics([result("ssim_within_identity"), result("ssim_within_identity_real"), result("fid_reid")])
-    assert group.columns == ("generated", "real")
+    (group,) = group_metrics([result("ssim_of_pairs"), result("ssim_of_pairs_mine"), result("psnr_of_pairs")])
+    assert group.columns == ("generated", "mine")
     assert [[cell and cell.name for cell in row.results] for row in group.rows] == [
-        ["fid_reid", None],
-        ["ssim_within_identity", "ssim_within_identity_real"],
+        ["ssim_of_pairs", "ssim_of_pairs_mine"],
+        ["psnr_of_pairs", None],
     ]
+
+
+def test_measures_of_sets_stand_side_by_side_by_the_features_they_were_made_in():
+    names = ["fid_inception", "kid_inception", "fid_reid", "identity_top1_reid", "density_resnet50_subsets"]
+    (group,) = group_metrics(map(result, names))
+    assert group.columns == ("Inception", "re-ID", "resnet50 subsets")
+    cells = {row.label: [cell and cell.name for cell in row.results] for row in group.rows}
+    assert cells["Fréchet distance"] == ["fid_inception", "fid_reid", None]
+    assert cells["density"] == [None, None, "density_resnet50_subsets"]
+    assert len(group.results) == len(names)
+
+
+def test_every_measure_of_pictures_has_a_label():
+    sets = ("fid", "kid", "precision", "recall", "density", "coverage", "identity_top1", "identity_similarity")
+    pairs = ("ssim_within_identity_real", "dssim_lab_within_identity_dgnet", "lpips_vgg_within_identity")
+    pairs += ("ssim_of_pairs", "psnr_of_pairs", "lpips_alex_of_pairs_demo", "lpips_squeeze_of_pairs")
+    groups = group_metrics([*(result(f"{name}_reid") for name in (*sets, "identity_margin")), *map(result, pairs)])
+    assert len(groups) == 3
+    assert "Other measures" not in [group.title for group in groups]
 
 
 def test_no_result_is_lost_or_shown_twice():
@@ -228,15 +247,20 @@ def test_a_sentence_that_several_results_share_is_said_once(tmp_path):
 
 
 def test_a_sentence_about_one_cell_names_row_and_column(tmp_path):
-    names = ["ssim_within_identity", "ssim_within_identity_real", "fid_reid"]
+    names = ["ssim_within_identity", "ssim_within_identity_real", "lpips_alex_within_identity"]
     text = written(tmp_path, [result(name, 0.5, f"Only {name}.") for name in names]).text
     assert "SSIM within an identity, real: Only ssim_within_identity_real." in text
 
 
 def test_a_demonstration_is_marked_as_never_to_be_quoted(tmp_path):
     assert not result("fid_random_demo").quotable
-    assert "never to be quoted" in written(tmp_path, [result("fid_random_demo")]).text
+    assert "0.25 never to be quoted" in written(tmp_path, [result("fid_random_demo", 0.25), result("fid_reid")]).text
     assert "never to be quoted" not in written(tmp_path, [result("fid_inception")]).text
+
+
+def test_an_interval_stands_below_its_value(tmp_path):
+    kid = result("kid_reid", 0.25, made_by={"interval": [-0.125, 0.625]})
+    assert "0.25 -0.125 to 0.625" in written(tmp_path, [kid]).text
 
 
 def test_nothing_that_was_measured_can_become_markup(tmp_path):

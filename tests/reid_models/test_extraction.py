@@ -8,11 +8,10 @@ from PIL import Image
 
 from reid_eval.errors import OutputError, Stopped
 from reid_eval.features import FeatureFileError, ReidFeatures
-from reid_eval.files import read_pixels
 from reid_eval.ranking import rank
 from reid_models.config import config_from_dict
 from reid_models.data.index import DatasetError, DatasetIndex
-from reid_models.extraction import NetworkEmbedder, extract_features, frechet_extractor, load_embedder
+from reid_models.extraction import NetworkEmbedder, extract_features, load_embedder
 from reid_models.networks.baseline import Baseline
 from reid_models.networks.folding import folded
 from reid_models.networks.resnet import make_trunk
@@ -265,18 +264,6 @@ def test_any_folder_of_pictures_gives_features(run, toy_index, tmp_path):
         DatasetIndex.from_images(tmp_path / "nowhere")
 
 
-def test_a_frechet_extractor_embeds_pictures_of_any_size(run, toy_index):
-    extractor = frechet_extractor(str(run.path), "cpu")
-    assert (extractor.name, extractor.num_features, extractor.quotable) == ("reid:teacher@60", 32, True)
-    first = read_pixels(toy_index.paths[0])
-    features = extractor([first, first[:40, :20], first])
-    assert (features.shape, features.dtype) == ((3, 32), np.float32)
-    np.testing.assert_allclose(features[0], features[2], atol=1e-5)
-    assert np.abs(features[0] - features[1]).max() > 0.01
-
-
-def test_a_folder_without_a_run_and_a_split_without_images_are_explained(run, toy_index, tmp_path):
-    with pytest.raises(CheckpointError, match="no run here"):
-        frechet_extractor(str(tmp_path), "cpu")
+def test_a_split_without_images_is_explained(run, toy_index):
     with pytest.raises(DatasetError, match="no images in split multi-query"):
         extract_features(load_embedder(run.path, device="cpu"), toy_index, ["multi-query"])

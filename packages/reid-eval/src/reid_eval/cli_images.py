@@ -267,7 +267,7 @@ def images(real: Path, fake: Path, metrics: str, reid_name: str | None, preset: 
     protocol: dict[str, Any] = {}
     if preset is not None:
         if fixed := sorted(given - {"metrics"}):
-            raise click.UsageError(f"--preset dgnet-paper fixes {', '.join(fixed)}; leave it out, or the preset")
+            raise click.UsageError(f"--preset dgnet-paper fixes {_spelt(fixed)}; leave it out, or the preset")
         from reid_eval.images import DGNET_PAPER
 
         protocol = vars(DGNET_PAPER)
@@ -288,7 +288,7 @@ def _given(*names: str) -> list[str]:
 
 
 def _spelt(names: Sequence[str]) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)
+    return ", ".join("--" + name.removesuffix("_name").replace("_", "-") for name in names)
 
 
 def _refuse_unused_pair_options(*, names_pairs: bool) -> None:
@@ -567,7 +567,9 @@ def _measure(
 def _show(results: Sequence[MetricResult], *, as_json: bool) -> None:
     if as_json:
         from reid_eval.cards import answer_json
+        from reid_eval.set_results import log_remarks
 
+        log_remarks(results)
         click.echo(results[0].to_json() if len(results) == 1 else answer_json(results))
         return
     for result in results:
@@ -575,7 +577,25 @@ def _show(results: Sequence[MetricResult], *, as_json: bool) -> None:
         low_high = result.made_by.get("interval")
         interval = f" [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else ""
         value = f"{result.value:.4f}{interval} {result.unit}".rstrip()
-        click.echo(f"{result.name}: {value} ({better} is better)\n{result.protocol}")
+        click.echo(f"{result.name}: {value} ({better} is better)")
+    if len(results) == 1:
+        click.echo(results[0].protocol)
+    else:
+        click.echo("\n".join(["", *_protocols(results)]))
+
+
+def _protocols(results: Sequence[MetricResult]) -> list[str]:
+    """Every sentence of several protocols once, after the names that it is about."""
+    from reid_eval.report import sentences
+
+    about: dict[str, list[str]] = {}
+    for result in results:
+        for sentence in sentences(result.protocol):
+            about.setdefault(sentence, []).append(result.name)
+    said: dict[str, list[str]] = {}
+    for sentence, names in about.items():
+        said.setdefault("all" if len(names) == len(results) else ", ".join(names), []).append(sentence)
+    return [f"{names}: {' '.join(found)}" for names, found in said.items()]
 
 
 def _csv(results: Sequence[MetricResult]) -> str:

@@ -22,7 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from reid_eval.errors import OutputError, ReidError
 
 _EXIF_ORIENTATION = 0x0112
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"})
+# What pytorch-fid lists (in any case of letters), and GIF.
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 class ImageError(ReidError):
@@ -79,6 +80,7 @@ class Picture:
     mode: str
     is_animated: bool
     is_rotated: bool
+    is_transparent: bool
 
 
 def read_picture(path: Path | str) -> Picture:
@@ -89,8 +91,10 @@ def read_picture(path: Path | str) -> Picture:
     """
     try:
         with Image.open(path) as image:
+            image.load()  # some of what a file says of itself stands behind its pixels
             mode, codec = image.mode, str(image.format)
             is_animated = bool(getattr(image, "is_animated", False))
+            has_clear_colours = image.info.pop("transparency", None) is not None
             is_rotated = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) != 1
             pixels = np.asarray(image.convert("RGB"))
     except FileNotFoundError:
@@ -102,7 +106,7 @@ def read_picture(path: Path | str) -> Picture:
         raise ImageError(f"{path}: not a readable image ({reason}); restore or remove this file") from None
     if mode.startswith(("I", "F")):  # converted to 8 bits they would be clipped at 255
         raise ImageError(f"{path}: grey values of mode {mode}, expected 8 bits per channel; convert this file")
-    return Picture(pixels, codec, mode, is_animated, is_rotated)
+    return Picture(pixels, codec, mode, is_animated, is_rotated, has_clear_colours or mode in ("RGBA", "LA", "PA"))
 
 
 def read_pixels(path: Path | str) -> np.ndarray:
@@ -226,5 +230,13 @@ def file_fingerprint(path: Path | str) -> str:
 def describe_images(root: Path | str, paths: Iterable[Path]) -> dict[str, str | int]:
     """What a set of pictures below `root` was, for a metric's `made_by`: folder, number, hash of names and contents."""
     listed = list(paths)
-    parts = (part for path in listed for part in (path.relative_to(root).as_posix(), path.read_bytes()))
+    parts = (part for path in listed for part in (path.relative_to(root).as_posix(), _bytes_of(path)))
     return {"folder": str(root), "images": len(listed), "fingerprint": fingerprint(parts)}
+
+
+def _bytes_of(path: Path) -> bytes:
+    """A file's content; of a broken link, or what may not be read, nothing: whoever decodes it will say so."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -38,14 +38,14 @@ from reid_eval.pair_results import (
 )
 from reid_eval.pairs import NamedPairs, PairsError, identity_pairs, pairs_by_name, pairs_from_table
 from reid_eval.report import MetricResult
-from reid_eval.set_results import fid_result, identity_results, kid_results, prdc_results
+from reid_eval.set_results import fid_result, identity_results, kid_results, log_remarks, prdc_results
 
 logger = logging.getLogger(__name__)
 
 Metric = Literal["fid", "kid", "prdc", "ssim", "lpips", "identity", "pairs"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 _OF_FEATURES = ("fid", "kid", "prdc")
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 DGNET_IMAGES = 12_936
 
@@ -56,7 +56,7 @@ class Protocol:
 
     `max_images` takes a seeded part of a side that has more. `rounds` and `dssim_lab` are the DG-Net paper's: pairs
     are drawn in so many rounds, and compared by (1 - SSIM) / 2 in Lab colours instead of SSIM. `kid_subsets` asks for
-    torch-fidelity's KID.
+    torch-fidelity's KID. `variant` ends the names of these results, and `note` their protocols.
     """
 
     pairs: int = 10
@@ -65,12 +65,24 @@ class Protocol:
     max_images: int | None = None
     dssim_lab: bool = False
     variant: str = ""
+    note: str = ""
     kid_subsets: int | None = None
     kid_subset_size: int = 1000
     resize_pairs: bool = False
 
 
-DGNET_PAPER = Protocol(pairs=10, rounds=5, seed=10, max_images=DGNET_IMAGES, dssim_lab=True, variant="dgnet")
+DGNET_PAPER = Protocol(
+    pairs=10,
+    rounds=5,
+    seed=10,
+    max_images=DGNET_IMAGES,
+    dssim_lab=True,
+    variant="dgnet",
+    note=(
+        "As in the DG-Net paper, except that files are sorted, pictures and pairs drawn with a seed, and no incomplete "
+        "last batch dropped."
+    ),
+)
 """The DG-Net paper's sets, pairs and rounds; the extractor has to be Inception with the resize rule dgnet."""
 
 
@@ -160,10 +172,12 @@ def measure_images(
 def fid(
     real: Path | str, fake: Path | str, extractor: Extractor, *, batch_size: int = 50, strict: bool = True
 ) -> MetricResult:
-    """The Frechet distance between two folders of pictures (or statistics files), as `fid_<extractor>`. See
-    `measure_images`.
+    """The Frechet distance between two folders of pictures (or statistics files), as `fid_<extractor>`; warns of what
+    makes it incomparable. See `measure_images`.
     """
-    return measure_images(real, fake, metrics=["fid"], extractor=extractor, batch_size=batch_size, strict=strict)[0]
+    results = measure_images(real, fake, metrics=["fid"], extractor=extractor, batch_size=batch_size, strict=strict)
+    log_remarks(results)
+    return results[0]
 
 
 def feature_set(
@@ -243,7 +257,7 @@ def _plan_sets(
             first, second = (made() for made in sets)
             found = []
             if "fid" in metrics:
-                found.append(fid_result(first, second, variant=work.how.variant))
+                found.append(fid_result(first, second, variant=work.how.variant, note=work.how.note))
             if "kid" in metrics:
                 found += kid_results(first, second, subsets=work.how.kid_subsets, subset_size=work.how.kid_subset_size)
             if "prdc" in metrics:
@@ -272,7 +286,9 @@ def _plan_diversity(work: _Work, sides: Sequence[_Side], metrics: Sequence[PairM
         variant = "_".join(part for part in (how.variant, "real" if is_reference else "") if part)
         for metric in metrics:
             work.add_pairs(
-                within_identity_job(root, drawn, metric, how=settings, pictures=side.described, variant=variant)
+                within_identity_job(
+                    root, drawn, metric, how=settings, pictures=side.described, variant=variant, note=how.note
+                )
             )
 
 
@@ -324,7 +340,13 @@ class _Work:
             return lambda: stored
         paths = self._chosen(side.paths)
         key = fingerprint(
-            [str(side.described["fingerprint"]), extractor.fingerprint, str(self.how.max_images), str(self.how.seed)]
+            [
+                str(_CACHE_FORMAT),
+                str(side.described["fingerprint"]),
+                extractor.fingerprint,
+                str(self.how.max_images),
+                str(self.how.seed),
+            ]
         )
         kept = self.cache / "features" / f"{key}.npz" if self.cache is not None else None
         if kept is not None and kept.is_file():
@@ -395,6 +417,7 @@ def _met(reading: Reading) -> dict[str, Any]:
         "sizes": dict(sorted(reading.sizes.items())),
         "animated": reading.animated,
         "rotated": reading.rotated,
+        "transparent": reading.transparent,
         "unreadable": len(reading.unreadable),
     }
     return {key: value for key, value in met.items() if value}

@@ -140,6 +140,7 @@ class Reading:
     sizes: Counter[str] = field(default_factory=Counter)
     animated: int = 0
     rotated: int = 0
+    transparent: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def see(self, picture: Picture) -> None:
@@ -149,6 +150,7 @@ class Reading:
         self.sizes["x".join(map(str, picture.pixels.shape[:2]))] += 1
         self.animated += picture.is_animated
         self.rotated += picture.is_rotated
+        self.transparent += picture.is_transparent
 
 
 def read_once(

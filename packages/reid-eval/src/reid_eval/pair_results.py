@@ -71,6 +71,7 @@ def within_identity_job(
     pictures: dict[str, Any],
     name: str = "",
     variant: str = "",
+    note: str = "",
 ) -> PairJob:
     """The mean over pairs within identities: how varied the pictures of a person are.
 
@@ -102,7 +103,7 @@ def within_identity_job(
                 f"Mean over {said}: diversity, not fidelity. {drawn.remarks} {values.num_resized} of {len(there)} "
                 "pairs "
                 f"resized to equal size.{f' {unread} pairs with an unreadable picture left out.' * (unread > 0)} "
-                f"{metric.protocol}"
+                f"{metric.protocol}{f' {note}' * bool(note)}"
             ),
             made_by={
                 "reid_eval": reid_eval.__version__,

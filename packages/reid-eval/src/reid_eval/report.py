@@ -199,6 +199,7 @@ class _Table:
     percent: bool = False
 
 
+_LPIPS = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet"}
 _TABLES = (
     _Table(
         "Finding people, in percent",
@@ -221,14 +222,36 @@ _TABLES = (
         },
     ),
     _Table(
-        "Generated pictures as a set",
+        "Generated pictures as a set, by features",
+        "value",
+        {
+            "fid": "Fréchet distance",
+            "kid": "kernel distance (KID)",
+            "precision": "precision",
+            "recall": "recall",
+            "density": "density",
+            "coverage": "coverage",
+            "identity_top1": "identity, top-1",
+            "identity_similarity": "identity, similarity",
+            "identity_margin": "identity, margin",
+        },
+    ),
+    _Table(
+        "How varied the pictures of a person are",
         "generated",
         {
-            "fid_inception": "Fréchet distance, Inception features (FID)",
-            "fid_reid": "Fréchet distance, re-ID features",
-            "fid_random_demo": "Fréchet distance, random features",
             "ssim_within_identity": "SSIM within an identity",
+            "dssim_lab_within_identity_dgnet": "DSSIM in Lab (DG-Net's “SSIM”)",
+            **{f"lpips_{net}_within_identity": f"LPIPS within an identity, {name}" for net, name in _LPIPS.items()},
+        },
+    ),
+    _Table(
+        "Pairs of pictures, how alike they are",
+        "generated",
+        {
             "ssim_of_pairs": "SSIM of pairs",
+            "psnr_of_pairs": "PSNR of pairs",
+            **{f"lpips_{net}_of_pairs": f"LPIPS of pairs, {name}" for net, name in _LPIPS.items()},
         },
     ),
 )
@@ -236,6 +259,9 @@ _VARIANTS = {
     "rerank": "re-ranked",
     "structure_unchanged": "baseline: structure unchanged",
     "appearance_unchanged": "baseline: appearance unchanged",
+    "inception": "Inception",
+    "reid": "re-ID",
+    "random_demo": "random features",
 }
 
 
@@ -367,6 +393,7 @@ def write_report(out: Path | str, report: Report) -> Path:
         tables=[{"group": group, "remarks": _remarks(group)} for group in report.groups],
         makers=_makers(report.results),
         shown=_shown,
+        interval=_interval,
         inlined=_inlined,
         flat=_flat,
         duration=_duration,
@@ -382,15 +409,15 @@ def _remarks(group: MetricGroup) -> list[tuple[str, str]]:
     """Every sentence of the results' protocols, once: (what it is about, sentences), first those about all ("")."""
     about: dict[str, list[str]] = {}  # sentence -> the labels it holds for
     cells = [
-        (row.label, column, _sentences(result.protocol))
+        (row.label, column, sentences(result.protocol))
         for row in group.rows
         for column, result in zip(group.columns, row.results, strict=True)
         if result is not None
     ]
-    for row, column, sentences in cells:
+    for row, column, said in cells:
         in_row = [others for label, _, others in cells if label == row]
         in_column = [others for _, label, others in cells if label == column]
-        for sentence in sentences:
+        for sentence in said:
             if len(cells) > 1 and all(sentence in others for _, _, others in cells):
                 label = ""
             elif all(sentence in others for others in in_row):
@@ -405,12 +432,11 @@ def _remarks(group: MetricGroup) -> list[tuple[str, str]]:
     remarks: dict[str, list[str]] = {}
     for sentence, labels in about.items():
         remarks.setdefault("; ".join(labels), []).append(sentence)
-    return sorted(
-        ((label, " ".join(sentences)) for label, sentences in remarks.items()), key=lambda item: item[0] != ""
-    )
+    return sorted(((label, " ".join(said)) for label, said in remarks.items()), key=lambda item: item[0] != "")
 
 
-def _sentences(protocol: str) -> list[str]:
+def sentences(protocol: str) -> list[str]:
+    """The sentences of a protocol, each with a capital letter and a full stop."""
     parts = re.split(r"(?<=[.!?]) (?=[A-Z0-9])", protocol.strip())
     return [part[0].upper() + part[1:] + ("" if part[-1] in ".!?" else ".") for part in parts if part]
 
@@ -430,6 +456,14 @@ def _shown(result: MetricResult, percent: bool) -> str:
     if percent:
         return f"{100 * result.value:.1f}"
     return f"{result.value:.4g} {result.unit}".rstrip()
+
+
+def _interval(result: MetricResult) -> str:
+    """The interval of a value, where its maker gave one."""
+    ends = result.made_by.get("interval")
+    if not isinstance(ends, (list, tuple)) or [type(end) for end in ends] != [float, float]:
+        return ""
+    return f"{ends[0]:.4g} to {ends[1]:.4g}"
 
 
 def _duration(elapsed_s: float) -> str:

@@ -4,12 +4,16 @@ fid_result(real, fake)                # fid_inception
 kid_results(real, fake)               # kid_inception, with its interval
 prdc_results(real, fake)              # precision_inception, recall_..., density_..., coverage_...
 identity_results(real, fake)          # identity_top1_reid, identity_similarity_reid
+
+What a reader of a number has to know about its pictures ends its protocol, and stands in `made_by["remarks"]`;
+`log_remarks` warns of it.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -28,8 +32,8 @@ logger = logging.getLogger(__name__)
 _ROWS = 1024
 
 
-def fid_result(real: FeatureSet, fake: FeatureSet, *, variant: str = "") -> MetricResult:
-    """The squared Frechet distance, `fid_<extractor>`; with remarks in the log and the protocol.
+def fid_result(real: FeatureSet, fake: FeatureSet, *, variant: str = "", note: str = "") -> MetricResult:
+    """The squared Frechet distance, `fid_<extractor>_<variant>`; `note` is what the variant's protocol has to say.
 
     Raises:
         FeatureSetError: the sets were made by different extractors.
@@ -47,7 +51,7 @@ def fid_result(real: FeatureSet, fake: FeatureSet, *, variant: str = "") -> Metr
         )
     if len(counts) == 2 and max(counts) > 1.1 * min(counts):
         remarks.append(f"The sides differ in size ({counts[0]} and {counts[1]}); the bias depends on it.")
-    return _result("fid", value, False, "Squared Frechet distance", real, fake, remarks, variant=variant)
+    return _result("fid", value, False, "Squared Frechet distance", real, fake, remarks, variant=variant, note=note)
 
 
 def kid_results(
@@ -94,7 +98,7 @@ def prdc_results(
     said = {
         "precision": f"Share of generated pictures inside some real picture's {ball}",
         "recall": f"Share of real pictures inside some generated picture's {ball}",
-        "density": f"Number of real pictures in whose {open_ball}, a generated picture lies, by {density_k}",
+        "density": f"Number of real pictures in whose {open_ball}, a generated picture lies, divided by {density_k}",
         "coverage": f"Share of real pictures in whose {open_ball}, a generated picture lies",
     }
     remarks = _remarks(real, fake)
@@ -161,12 +165,22 @@ def identity_results(real: FeatureSet, fake: FeatureSet) -> list[MetricResult]:
             "Mean cosine between a generated picture and the real ones of its identity",
             similarity,
         ),
-        "identity_margin": ("The same less that to the most similar other identity", margin),
+        "identity_margin": (
+            "Mean cosine between a generated picture and the real ones of its identity, less that to the ones of the "
+            "most similar other identity",
+            margin,
+        ),
     }
     return [
         _result(name, float(np.concatenate(values).mean()), True, text, real, fake, remarks)
         for name, (text, values) in said.items()
     ]
+
+
+def log_remarks(results: Iterable[MetricResult]) -> None:
+    """Warn of what a reader of these numbers has to know, of each thing once."""
+    for remark in dict.fromkeys(remark for result in results for remark in result.made_by.get("remarks", ())):
+        logger.warning("%s", remark)
 
 
 def identity_of(file: str) -> str:
@@ -201,26 +215,27 @@ def _result(
     *,
     how: dict[str, Any] | None = None,
     variant: str = "",
+    note: str = "",
     interval: tuple[float, float] | None = None,
 ) -> MetricResult:
     described = next((side for side in (real, fake) if side.extractor), real)
-    extractor = described.name.partition(":")[0] or "unknown"
-    name = f"{metric}_{extractor}{f'_{variant}' if variant else ''}"
-    quotable = real.quotable and fake.quotable
+    extractor = described.name.partition(":")[0].removesuffix("_demo") or "unknown"
+    is_demo = not (real.quotable and fake.quotable)
+    name = "_".join(part for part in (metric, extractor, variant, "demo" if is_demo else "") if part)
     trusted = [side.where for side in (real, fake) if not side.extractor]
     if trusted:
         remarks = [*remarks, f"{' and '.join(trusted)} does not say what made it and is taken on trust."]
-    for remark in remarks:
-        logger.warning("%s: %s", metric, remark)
     counts = ["an unknown number of" if side.count is None else side.count for side in (real, fake)]
     return MetricResult(
-        name=name if quotable or name.split("_")[-1] == "demo" else f"{name}_demo",
+        name=name,
         value=value,
         higher_is_better=higher_is_better,
         protocol=" ".join(
             [
-                f"{what}, between {counts[0]} real and {counts[1]} generated pictures.",
+                f"{what}.",
+                f"Pictures: {counts[0]} real, {counts[1]} generated.",
                 f"Features: {described.extractor or f'{described.num_features}, of an unknown extractor'}.",
+                *([note] if note else []),
                 *remarks,
             ]
         ),
@@ -231,6 +246,7 @@ def _result(
             "real": real.pictures,
             "fake": fake.pictures,
             **({"interval": list(interval)} if interval else {}),
+            **({"remarks": list(remarks)} if remarks else {}),
         },
     )
 
@@ -248,12 +264,10 @@ def _remarks(real: FeatureSet, fake: FeatureSet) -> list[str]:
             ("unreadable", "could not be read and are left out"),
             ("animated", "are animations, of which the first frame counts"),
             ("rotated", "ask for a rotation (Exif) that is not applied"),
+            ("transparent", "have transparency, which is dropped"),
         ):
             if number := side.pictures.get(key):
                 remarks.append(f"{number} {which} pictures {text}.")
-        transparent = sum(side.pictures.get("modes", {}).get(mode, 0) for mode in ("RGBA", "LA", "PA"))
-        if transparent:
-            remarks.append(f"{transparent} {which} pictures have transparency, which is dropped.")
     return remarks
 
 

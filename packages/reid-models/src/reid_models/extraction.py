@@ -29,7 +29,6 @@ from reid_models.config import ConfigError, config_from_dict
 from reid_models.data.index import DatasetIndex
 from reid_models.data.loading import Batch, PersonDataset, make_loader
 from reid_models.data.samplers import in_order
-from reid_models.data.transforms import eval_transform
 from reid_models.networks import MGN, PCB, Baseline
 from reid_models.networks.folding import folded
 from reid_models.runs import Checkpoint, RunDir
@@ -353,34 +352,3 @@ class _RowsInFile(_Rows):
         self._stream.close()
         if self.done == 0:  # nothing to go on from
             self.file.unlink()
-
-
-class FrechetExtractor:
-    """A trained re-identification network as the features of a Frechet distance: the domain's own."""
-
-    quotable = True
-
-    def __init__(self, embedder: NetworkEmbedder) -> None:
-        self.embedder = embedder
-        self.name, self.num_features = embedder.name, embedder.num_features
-        height, width = embedder.image_hw
-        self.description = f"embeddings of {embedder.name}, {self.num_features} features, bicubic to {height}x{width}"
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of whatever decides the vectors."""
-        return fingerprint([self.description, self.embedder.fingerprint])
-
-    def __call__(self, pixels_batch: list[np.ndarray]) -> np.ndarray:
-        """Pixels of any sizes to embeddings (B, num_features), float32, of whatever length they have."""
-        images = torch.stack([eval_transform(pixels, self.embedder.image_hw) for pixels in pixels_batch])
-        return self.embedder.embed(images).numpy()
-
-
-def frechet_extractor(argument: str, device: str = "auto") -> FrechetExtractor:
-    """What `reid-eval fid --extractor reid:RUN` measures with; `argument` is the run's folder.
-
-    Raises:
-        CheckpointError: there is no such run, or it has no checkpoint yet.
-    """
-    return FrechetExtractor(load_embedder(argument, device=device))

@@ -11,7 +11,8 @@
     run.save(checkpoint)
     weights = RunDir.open("runs/teacher").load("last").networks["reid"]
 
-`Checkpoint` files load with `weights_only=True`: nothing in them can run code.
+`Checkpoint` files load with `weights_only=True`: nothing in them can run code. torch is imported by reading and writing
+them only, so that a run can be found without it.
 """
 
 from __future__ import annotations
@@ -31,14 +32,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from reid_eval.errors import OutputError, ReidError
 from reid_eval.files import atomic_path, claim_folder, save_image, write_text
 from reid_models.config import config_dict, config_from_dict, dump_config, load_config, settings_difference
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
 T = TypeVar("T")
@@ -79,6 +79,8 @@ class Checkpoint:
 
     def save(self, file: Path | str) -> None:
         """Write the checkpoint, whole or not at all."""
+        import torch
+
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         # Through a stream of our own a full disk is told as such; by itself PyTorch's zip writer hides the reason.
         with atomic_path(file) as part, part.open("wb") as stream:
@@ -94,6 +96,8 @@ class Checkpoint:
         Raises:
             CheckpointError: no such file, cut off, of an unknown format, or no checkpoint of ours.
         """
+        import torch
+
         file = Path(file)
         if not file.is_file():
             raise CheckpointError(f"{file}: no such checkpoint")
