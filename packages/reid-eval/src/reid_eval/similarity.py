@@ -57,23 +57,26 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
     _refuse_small(first)
     height, width = first.shape[:2]
     channels = first.size // (height * width)
-    x, y = first.reshape(height, -1), second.reshape(height, -1)
-    rows = max(WINDOW_PX + 1, _STRIP_ELEMENTS // x.shape[1])
-    total = sum(
-        _strip_ssim(x[start : start + rows + WINDOW_PX - 1], y[start : start + rows + WINDOW_PX - 1], channels)
-        for start in range(0, height - WINDOW_PX + 1, rows)
-    )
+    row = width * channels
+    x, y = first.reshape(-1), second.reshape(-1)
+    rows = max(WINDOW_PX + 1, _STRIP_ELEMENTS // row)
+    total = 0.0
+    for start in range(0, height - WINDOW_PX + 1, rows):
+        strip = slice(start * row, (start + rows + WINDOW_PX - 1) * row)
+        total += _sum_inside(_strip_ssim(x[strip], y[strip], row, channels), row, channels)
     return total / ((height - WINDOW_PX + 1) * (width - WINDOW_PX + 1) * channels)
 
 
-def _strip_ssim(x: np.ndarray, y: np.ndarray, channels: int) -> float:
-    """Sum of the similarities of all windows of a strip (H, W * channels) uint8."""
+def _strip_ssim(x: np.ndarray, y: np.ndarray, row: int, channels: int) -> np.ndarray:
+    """Similarities of all windows of a strip of flat pixels, as `_window_sums` places them; float32."""
     wide_x, wide_y = x.astype(np.uint16), y.astype(np.uint16)  # a window's sum stays below 2^16, a product too
-    sum_x, sum_y = (_window_sums(side, channels).astype(np.int32) for side in (wide_x, wide_y))
-    sum_xy = _window_sums((wide_x * wide_y).astype(np.int32), channels)
+    sum_x, sum_y = (_window_sums(side, row, channels).astype(np.int32) for side in (wide_x, wide_y))
+    sum_xy = _window_sums((wide_x * wide_y).astype(np.int32), row, channels)
     wide_x *= wide_x
     wide_y *= wide_y
-    sum_sq = _window_sums(np.add(wide_x, wide_y, dtype=np.int32), channels)
+    squares = wide_x.astype(np.int32)
+    squares += wide_y.astype(np.int32)
+    sum_sq = _window_sums(squares, row, channels)
     means = sum_x * sum_y
     sum_x *= sum_x
     sum_y *= sum_y
@@ -94,22 +97,33 @@ def _strip_ssim(x: np.ndarray, y: np.ndarray, channels: int) -> float:
     alike *= cov
     largest *= var
     alike /= largest
-    return float(alike.sum(dtype=np.float64))
+    return alike
 
 
-def _window_sums(values: np.ndarray, channels: int) -> np.ndarray:
-    """Sums over all 7x7 windows: (H, W * channels) to (H - 6, (W - 6) * channels), by doubling: 7 = 4 + 2 + 1."""
-    two = values[:-1] + values[1:]
-    sums = two[:-2] + two[2:]
-    sums = sums[:-3]
-    sums += two[4:-1]
-    sums += values[6:]
-    two = sums[:, :-channels] + sums[:, channels:]
-    wide = two[:, : -2 * channels] + two[:, 2 * channels :]
-    wide = wide[:, : -3 * channels]
-    wide += two[:, 4 * channels : -channels]
-    wide += sums[:, 6 * channels :]
-    return wide
+def _window_sums(values: np.ndarray, row: int, channels: int) -> np.ndarray:
+    """Sums over 7x7 windows of flat values (H * row,), each in its first value's place.
+
+    Long runs of memory are added faster than rows that end. So the windows that begin in the last 6 pixels of a row,
+    and go on in the next, are there too; `_sum_inside` leaves them out.
+    """
+    return _runs(_runs(values, row), channels)
+
+
+def _runs(values: np.ndarray, step: int) -> np.ndarray:
+    """Sums of 7 values that lie `step` apart, by doubling: 7 = 4 + 2 + 1."""
+    two = values[:-step] + values[step:]
+    sums = two[: -2 * step] + two[2 * step :]
+    sums = sums[: -3 * step]
+    sums += two[4 * step : -step]
+    sums += values[6 * step :]
+    return sums
+
+
+def _sum_inside(values: np.ndarray, row: int, channels: int) -> float:
+    """Sum of what belongs to windows wholly inside the picture; the last row ends with the last of them."""
+    inside = row - (WINDOW_PX - 1) * channels
+    whole = values[:-inside].reshape(-1, row)[:, :inside]
+    return float(whole.sum(dtype=np.float64) + values[-inside:].sum(dtype=np.float64))
 
 
 def ssim_of_batch(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
@@ -167,17 +181,19 @@ def _lab(pixels: np.ndarray) -> np.ndarray:
 
 def _dssim(x: np.ndarray, y: np.ndarray) -> float:
     """(1 - SSIM) / 2 of Lab pictures (H, W, 3)."""
-    height, _, channels = x.shape
-    x, y = x.reshape(height, -1).astype(np.float64), y.reshape(height, -1).astype(np.float64)
+    height, width, channels = x.shape
+    row = width * channels
+    x, y = x.reshape(-1).astype(np.float64), y.reshape(-1).astype(np.float64)
     mean_x, mean_y, mean_xy, mean_sq = (
-        _window_sums(values, channels) / _AREA for values in (x, y, x * y, x * x + y * y)
+        _window_sums(values, row, channels) / _AREA for values in (x, y, x * y, x * x + y * y)
     )
     to_sample = _AREA / (_AREA - 1)
     product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
     c1, c2 = (0.01 * _LAB_RANGE) ** 2, (0.03 * _LAB_RANGE) ** 2
     alike = (2 * product + c1) * (2 * to_sample * (mean_xy - product) + c2)
     largest = (squares + c1) * (to_sample * (mean_sq - squares) + c2)
-    return (1 - float((alike / largest).mean())) / 2
+    num_windows = (height - WINDOW_PX + 1) * (width - WINDOW_PX + 1) * channels
+    return (1 - _sum_inside(alike / largest, row, channels) / num_windows) / 2
 
 
 def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
