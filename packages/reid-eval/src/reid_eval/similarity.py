@@ -75,12 +75,14 @@ def _ssim(first: np.ndarray, second: np.ndarray, memory: _Memory) -> float:
     channels = first.size // (height * width)
     row = width * channels
     x, y = first.reshape(-1), second.reshape(-1)
-    rows = max(WINDOW_PX + 1, _STRIP_ELEMENTS // row)
+    num_windows = height - WINDOW_PX + 1, width - WINDOW_PX + 1
+    num_strips = max(1, round(num_windows[0] * row / _STRIP_ELEMENTS))
+    rows = max(WINDOW_PX + 1, -(-num_windows[0] // num_strips))
     total = 0.0
-    for start in range(0, height - WINDOW_PX + 1, rows):
+    for start in range(0, num_windows[0], rows):
         strip = slice(start * row, (start + rows + WINDOW_PX - 1) * row)
         total += _sum_inside(_strip_ssim(x[strip], y[strip], row, channels, memory), row, channels)
-    return total / ((height - WINDOW_PX + 1) * (width - WINDOW_PX + 1) * channels)
+    return total / (num_windows[0] * num_windows[1] * channels)
 
 
 def _strip_ssim(x: np.ndarray, y: np.ndarray, row: int, channels: int, memory: _Memory) -> np.ndarray:
