@@ -72,6 +72,13 @@ def test_a_set_is_at_distance_0_from_itself_and_never_below(seed):
     assert 0 <= distance(features, features[::-1]) < 1e-12
 
 
+def test_directions_of_hardly_any_variance_cost_no_digits():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(20, 30)) * np.repeat([1, 1e-3], [10, 20]) @ np.linalg.qr(rng.normal(size=(30, 30)))[0]
+    moments = np.square(features.mean(axis=0)).sum() + features.var(axis=0, ddof=1).sum()
+    assert frechet_distance_of_features(features, 2 * features) == pytest.approx(moments, rel=1e-13)
+
+
 def test_pictures_that_are_all_alike_have_a_distance_too():
     assert distance(np.ones((5, 3)), np.ones((4, 3))) == 0
 

@@ -1,8 +1,9 @@
 """The Frechet distance of two Gaussians, and the moments of a set of vectors: arrays in, numbers out.
 
 d^2 = |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^1/2. With C = F F^T on both sides the last trace is the sum of the
-singular values of F1^T F2, which are the roots of the eigenvalues of the symmetric matrix F1^T C2 F1. So everything
-stays real and no general matrix root is taken, which loses digits for singular covariances.
+singular values of G = F1^T F2, the roots of the eigenvalues of G G^T. So everything stays real and no general matrix
+root is taken, which loses digits for singular covariances. F has as many columns as C has rank: it comes from a
+Cholesky decomposition with pivoting, or is made of the vectors themselves.
 
     frechet_distance(mean1, cov1, mean2, cov2)
     frechet_distance_of_features(x, y)              # the same; much cheaper with fewer vectors than features
@@ -15,9 +16,8 @@ from scipy import linalg
 
 from reid_eval.errors import ReidError
 
-# Eigenvalues of F1^T C2 F1 have an absolute error of about 1e-16 of the largest. With none below this share of it the
-# sum of their roots is right to 1e-8; otherwise singular values are taken, whose own error is 1e-16 of the largest.
-_SAFE_SHARE = 1e-10
+# How far the sum of singular values may be off, as a share of it, when they are taken as roots of eigenvalues.
+_ROOTS_ERROR = 1e-10
 _EPSILON = float(np.finfo(np.float64).eps)
 
 
@@ -75,7 +75,7 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
     """
     _refuse_unequal(len(mean1), len(mean2))
     spread = float(np.trace(cov1) + np.trace(cov2))
-    return _distance(mean1, mean2, spread, _trace_of_root(cov1, cov2))
+    return _distance(mean1, mean2, spread, _nuclear_norm(_factor(cov1).T @ _factor(cov2)))
 
 
 def frechet_distance_of_features(x: np.ndarray, y: np.ndarray) -> float:
@@ -92,22 +92,35 @@ def frechet_distance_of_features(x: np.ndarray, y: np.ndarray) -> float:
         StatisticsError: different numbers of features, fewer than two vectors, or a value that is not finite.
     """
     _refuse_unequal(x.shape[1], y.shape[1])
-    sides = []
-    for features in (x, y):
-        if min(len(x), len(y)) >= x.shape[1]:
-            stats = ImageStats(features.shape[1])
-            for start in range(0, len(features), 4096):
-                stats.update(features[start : start + 4096])
-            sides.append((stats.mean, stats.covariance))
-        else:
-            wide = _finite(features)
-            mean = wide.mean(axis=0)
-            sides.append((mean, (wide - mean) / np.sqrt(len(wide) - 1)))
-    (mean1, first), (mean2, second) = sides
     if min(len(x), len(y)) >= x.shape[1]:
-        return frechet_distance(mean1, first, mean2, second)
-    spread = float(np.square(first).sum() + np.square(second).sum())
-    return _distance(mean1, mean2, spread, _nuclear_norm(first @ second.T))
+        first, second = _stats(x), _stats(y)
+        return frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
+    (mean1, factor1), (mean2, factor2) = _mean_and_factor(x), _mean_and_factor(y)
+    spread = float(np.square(factor1).sum() + np.square(factor2).sum())
+    return _distance(mean1, mean2, spread, _nuclear_norm(factor1.T @ factor2))
+
+
+def _stats(features: np.ndarray) -> ImageStats:
+    stats = ImageStats(features.shape[1])
+    for start in range(0, len(features), 4096):
+        stats.update(features[start : start + 4096])
+    return stats
+
+
+def _mean_and_factor(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (D,) and F (D, N - 1) with F F^T = covariance.
+
+    A reflection that turns the vector of ones into the first axis leaves products of columns as they are, and the
+    first row of centred vectors empty.
+    """
+    wide = _finite(features)
+    mean = wide.mean(axis=0)
+    centred = (wide - mean) / np.sqrt(len(wide) - 1)
+    mirror = np.full(len(wide), 1 / np.sqrt(len(wide)))
+    mirror[0] -= 1
+    mirror /= np.linalg.norm(mirror)
+    centred -= np.outer(2 * mirror, mirror @ centred)
+    return mean, centred[1:].T
 
 
 def _finite(features: np.ndarray) -> np.ndarray:
@@ -127,38 +140,32 @@ def _distance(mean1: np.ndarray, mean2: np.ndarray, spread: float, trace_of_root
     return max(float(np.square(mean1 - mean2).sum() + spread - 2 * trace_of_root), 0.0)  # -1e-15 for equal sets
 
 
-def _trace_of_root(cov1: np.ndarray, cov2: np.ndarray) -> float:
-    """tr (C1 C2)^1/2."""
-    triangles = [_triangle(cov) for cov in (cov1, cov2)]
-    if triangles[0] is None or triangles[1] is None:
-        factors = [_factor(cov) for cov in (cov1, cov2)]
-        return _nuclear_norm(factors[0].T @ factors[1])
-    inner = triangles[0].T @ cov2 @ triangles[0]
-    values = linalg.eigvalsh((inner + inner.T) / 2, check_finite=False)
-    if values[0] > _SAFE_SHARE * values[-1]:
-        return float(np.sqrt(values).sum())
-    return _nuclear_norm(triangles[0].T @ triangles[1])
-
-
 def _nuclear_norm(matrix: np.ndarray) -> float:
-    """Sum of the singular values."""
+    """Sum of the singular values.
+
+    Eigenvalues of the product with itself have an absolute error of about epsilon times the square of the Frobenius
+    norm. Their roots are taken if what that makes of the sum is small, otherwise singular values, which take several
+    times as long and have an error of epsilon times the largest only.
+    """
     if 0 in matrix.shape:
         return 0.0
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.T
+    product = matrix @ matrix.T
+    error = _EPSILON * float(np.trace(product))
+    values = linalg.eigvalsh(product, overwrite_a=True, check_finite=False)
+    if values[0] > error:
+        roots = np.sqrt(values)
+        if error * (0.5 / roots).sum() <= _ROOTS_ERROR * roots.sum():
+            return float(roots.sum())
     return float(linalg.svdvals(matrix, check_finite=False).sum())
 
 
-def _triangle(cov: np.ndarray) -> np.ndarray | None:
-    """F (D, D), a triangle with F F^T = cov, or None if cov is singular within rounding."""
-    try:
-        triangle = linalg.cholesky(cov, lower=True, check_finite=False)
-    except linalg.LinAlgError:
-        return None
-    pivots = np.square(np.diagonal(triangle))
-    return triangle if pivots.min() > 10 * len(cov) * _EPSILON * pivots.max() else None
-
-
 def _factor(cov: np.ndarray) -> np.ndarray:
-    """F (D, rank) with F F^T = cov."""
-    values, vectors = linalg.eigh(cov, check_finite=False)
-    there = values > values.max(initial=0.0) * len(values) * _EPSILON
-    return vectors[:, there] * np.sqrt(values[there])
+    """F (D, rank) with F F^T = cov, by a Cholesky decomposition that takes the largest pivot left and ends where none
+    is larger than rounding.
+    """
+    triangle, pivots, rank, _ = linalg.lapack.dpstrf(cov, lower=1)
+    factor = np.empty((len(cov), rank))
+    factor[pivots - 1] = np.tril(triangle)[:, :rank]
+    return factor

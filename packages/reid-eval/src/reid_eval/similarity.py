@@ -13,9 +13,7 @@ picture, mean over positions and channels. `SSIM_PROTOCOL` says so in every resu
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -53,38 +51,67 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
     Raises:
         SimilarityError: the sizes differ, or are smaller than the window.
     """
+    return float(ssim_of_batch([first], [second])[0])
+
+
+class _Memory:
+    """Arrays that all strips use again, since fresh memory costs as much as the sums over it."""
+
+    def __init__(self) -> None:
+        self._narrow = np.empty((4, 0), np.uint16)
+        self._wide = np.empty((6, 0), np.int32)
+
+    def of(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Four arrays of uint16 and six of int32 of some length, with anything in them."""
+        if size > self._wide.shape[1]:
+            self._narrow, self._wide = np.empty((4, size), np.uint16), np.empty((6, size), np.int32)
+        return self._narrow[:, :size], self._wide[:, :size]
+
+
+def _ssim(first: np.ndarray, second: np.ndarray, memory: _Memory) -> float:
     _refuse_unequal(first, second)
     _refuse_small(first)
     height, width = first.shape[:2]
     channels = first.size // (height * width)
-    x, y = first.reshape(height, -1), second.reshape(height, -1)
-    rows = max(WINDOW_PX + 1, _STRIP_ELEMENTS // x.shape[1])
-    total = sum(
-        _strip_ssim(x[start : start + rows + WINDOW_PX - 1], y[start : start + rows + WINDOW_PX - 1], channels)
-        for start in range(0, height - WINDOW_PX + 1, rows)
-    )
-    return total / ((height - WINDOW_PX + 1) * (width - WINDOW_PX + 1) * channels)
+    row = width * channels
+    x, y = first.reshape(-1), second.reshape(-1)
+    num_windows = height - WINDOW_PX + 1, width - WINDOW_PX + 1
+    num_strips = max(1, round(num_windows[0] * row / _STRIP_ELEMENTS))
+    rows = max(WINDOW_PX + 1, -(-num_windows[0] // num_strips))
+    total = 0.0
+    for start in range(0, num_windows[0], rows):
+        strip = slice(start * row, (start + rows + WINDOW_PX - 1) * row)
+        total += _sum_inside(_strip_ssim(x[strip], y[strip], row, channels, memory), row, channels)
+    return total / (num_windows[0] * num_windows[1] * channels)
 
 
-def _strip_ssim(x: np.ndarray, y: np.ndarray, channels: int) -> float:
-    """Sum of the similarities of all windows of a strip (H, W * channels) uint8."""
-    wide_x, wide_y = x.astype(np.uint16), y.astype(np.uint16)  # a window's sum stays below 2^16, a product too
-    sum_x, sum_y = (_window_sums(side, channels).astype(np.int32) for side in (wide_x, wide_y))
-    sum_xy = _window_sums((wide_x * wide_y).astype(np.int32), channels)
-    wide_x *= wide_x
-    wide_y *= wide_y
-    sum_sq = _window_sums(np.add(wide_x, wide_y, dtype=np.int32), channels)
-    means = sum_x * sum_y
-    sum_x *= sum_x
-    sum_y *= sum_y
-    sum_x += sum_y  # of squared means
+def _strip_ssim(x: np.ndarray, y: np.ndarray, row: int, channels: int, memory: _Memory) -> np.ndarray:
+    """Similarities of all windows of a strip of flat pixels, as `_window_sums` places them; float32."""
+    (narrow_x, narrow_y, spare_1, spare_2), (xy, sq, spare_3, spare_4, wide_x, wide_y) = memory.of(len(x))
+    narrow_x[:], narrow_y[:] = x, y  # a window's sum stays below 2^16, a product too
+    xy[:] = np.multiply(narrow_x, narrow_y, out=spare_1)
+    sq[:] = np.multiply(narrow_x, narrow_x, out=spare_1)
+    spare_3[:] = np.multiply(narrow_y, narrow_y, out=spare_1)
+    sq += spare_3
+    sum_x, sum_y = (_window_sums(side, row, channels, spare_1, spare_2) for side in (narrow_x, narrow_y))
+    sum_xy, sum_sq = (_window_sums(side, row, channels, spare_3, spare_4) for side in (xy, sq))
+    means, mean_sq, other_sq, spare = (array[: len(sum_xy)] for array in (spare_3, wide_x, wide_y, spare_4))
+    mean_sq[:], other_sq[:] = sum_x, sum_y
+    np.multiply(mean_sq, other_sq, out=means)
+    mean_sq *= mean_sq
+    other_sq *= other_sq
+    mean_sq += other_sq  # of squared means
     sum_xy *= _AREA
     sum_xy -= means  # covariance times 49 * 48, exact
     sum_sq *= _AREA
-    sum_sq -= sum_x  # sum of both variances times 49 * 48, exact
+    sum_sq -= mean_sq  # sum of both variances times 49 * 48, exact
     c1 = np.float32((0.01 * DATA_RANGE) ** 2 * _AREA**2)
     c2 = np.float32((0.03 * DATA_RANGE) ** 2 * _AREA * (_AREA - 1))
-    alike, cov, largest, var = (part.astype(np.float32) for part in (means, sum_xy, sum_x, sum_sq))
+    alike, cov, largest, var = (array.view(np.float32) for array in (other_sq, spare, sum_xy, means))
+    alike[:] = means
+    cov[:] = sum_xy
+    largest[:] = mean_sq
+    var[:] = sum_sq
     alike *= 2
     alike += c1
     cov *= 2
@@ -94,27 +121,39 @@ def _strip_ssim(x: np.ndarray, y: np.ndarray, channels: int) -> float:
     alike *= cov
     largest *= var
     alike /= largest
-    return float(alike.sum(dtype=np.float64))
+    return alike
 
 
-def _window_sums(values: np.ndarray, channels: int) -> np.ndarray:
-    """Sums over all 7x7 windows: (H, W * channels) to (H - 6, (W - 6) * channels), by doubling: 7 = 4 + 2 + 1."""
-    two = values[:-1] + values[1:]
-    sums = two[:-2] + two[2:]
-    sums = sums[:-3]
-    sums += two[4:-1]
-    sums += values[6:]
-    two = sums[:, :-channels] + sums[:, channels:]
-    wide = two[:, : -2 * channels] + two[:, 2 * channels :]
-    wide = wide[:, : -3 * channels]
-    wide += two[:, 4 * channels : -channels]
-    wide += sums[:, 6 * channels :]
-    return wide
+def _window_sums(values: np.ndarray, row: int, channels: int, spare: np.ndarray, other_spare: np.ndarray) -> np.ndarray:
+    """Sums over 7x7 windows of flat values (H * row,), each in its first value's place; the values are lost.
+
+    Long runs of memory are added faster than rows that end. So the windows that begin in the last 6 pixels of a row,
+    and go on in the next, are there too; `_sum_inside` leaves them out.
+    """
+    return _runs(_runs(values, row, spare, other_spare), channels, spare, values)
+
+
+def _runs(values: np.ndarray, step: int, spare: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Sums of 7 values that lie `step` apart, in the beginning of `out`, by doubling: 7 = 4 + 2 + 1."""
+    two = np.add(values[:-step], values[step:], out=spare[: len(values) - step])
+    sums = out[: len(values) - 6 * step]
+    np.add(two[: -5 * step], two[2 * step : -3 * step], out=sums)
+    sums += two[4 * step : -step]
+    sums += values[6 * step :]
+    return sums
+
+
+def _sum_inside(values: np.ndarray, row: int, channels: int) -> float:
+    """Sum of what belongs to windows wholly inside the picture; the last row ends with the last of them."""
+    inside = row - (WINDOW_PX - 1) * channels
+    whole = values[:-inside].reshape(-1, row)[:, :inside]
+    return float(whole.sum(dtype=np.float64) + values[-inside:].sum(dtype=np.float64))
 
 
 def ssim_of_batch(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
-    """SSIM of P pairs, (P,), on as many threads as there are cores."""
-    return _of_batch(ssim, first, second)
+    """SSIM of P pairs, (P,)."""
+    memory = _Memory()
+    return np.array([_ssim(*pair, memory) for pair in zip(first, second, strict=True)])
 
 
 def psnr_of_batch(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
@@ -131,16 +170,7 @@ def dssim_lab_of_batch(first: Sequence[np.ndarray], second: Sequence[np.ndarray]
         for pixels in pair:
             if id(pixels) not in labs:
                 labs[id(pixels)] = _lab(pixels)
-    return _of_batch(_dssim, [labs[id(pixels)] for pixels in first], [labs[id(pixels)] for pixels in second])
-
-
-def _of_batch(
-    measure: Callable[[np.ndarray, np.ndarray], float], first: Sequence[np.ndarray], second: Sequence[np.ndarray]
-) -> np.ndarray:
-    if len(first) == 1:
-        return np.array([measure(first[0], second[0])])
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return np.array(list(pool.map(measure, first, second)))
+    return np.array([_dssim(labs[id(a)], labs[id(b)]) for a, b in zip(first, second, strict=True)])
 
 
 def dssim_lab(first: np.ndarray, second: np.ndarray) -> float:
@@ -167,17 +197,20 @@ def _lab(pixels: np.ndarray) -> np.ndarray:
 
 def _dssim(x: np.ndarray, y: np.ndarray) -> float:
     """(1 - SSIM) / 2 of Lab pictures (H, W, 3)."""
-    height, _, channels = x.shape
-    x, y = x.reshape(height, -1).astype(np.float64), y.reshape(height, -1).astype(np.float64)
-    mean_x, mean_y, mean_xy, mean_sq = (
-        _window_sums(values, channels) / _AREA for values in (x, y, x * y, x * x + y * y)
+    height, width, channels = x.shape
+    row = width * channels
+    x, y = x.reshape(-1).astype(np.float64), y.reshape(-1).astype(np.float64)
+    spares = np.empty((2, x.size))
+    mean_xy, mean_sq, mean_x, mean_y = (
+        _window_sums(values, row, channels, *spares) / _AREA for values in (x * y, x * x + y * y, x, y)
     )
     to_sample = _AREA / (_AREA - 1)
     product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
     c1, c2 = (0.01 * _LAB_RANGE) ** 2, (0.03 * _LAB_RANGE) ** 2
     alike = (2 * product + c1) * (2 * to_sample * (mean_xy - product) + c2)
     largest = (squares + c1) * (to_sample * (mean_sq - squares) + c2)
-    return (1 - float((alike / largest).mean())) / 2
+    num_windows = (height - WINDOW_PX + 1) * (width - WINDOW_PX + 1) * channels
+    return (1 - _sum_inside(alike / largest, row, channels) / num_windows) / 2
 
 
 def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
