@@ -28,7 +28,7 @@ from reid_eval.ranking import Contest, RankReport, contest
 Order = Literal["worst", "best", "random"]
 Kind = Literal["query", "right", "wrong", "left out"]
 
-_HEIGHT, _WIDTH, _FRAME, _CAPTION, _GAP = 128, 64, 4, 26, 6
+_HEIGHT, _WIDTH, _FRAME, _CAPTION, _GAP = 128, 64, 4, 38, 6
 _COLOURS: dict[Kind, tuple[int, int, int]] = {
     "query": (40, 80, 200),
     "right": (0, 150, 60),
@@ -171,8 +171,8 @@ def draw_sheet(found: Sequence[Found], images: Path) -> np.ndarray:
         picture = Image.fromarray(read_pixels(images / one.path)).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
         sheet.paste(picture, (left + _FRAME, above + _FRAME))
         name = Path(one.path).stem
-        draw.text((left, below + 2), name[-12:], fill="black")
-        draw.text((left, below + 14), caption, fill="black")
+        lines = [name[:12], name[12:][-12:], caption]  # who it is stands at the beginning of most names
+        draw.multiline_text((left, below + 2), "\n".join(lines), fill="black", spacing=1)
     return np.asarray(sheet)
 
 
