@@ -226,6 +226,21 @@ def test_everything_is_measured_in_one_pass_and_answered_from_the_cache_then(peo
     assert json.loads(alone.stdout)["value"] == json.loads(first.stdout)["metrics"][1]["value"]
 
 
+def test_without_folders_per_identity_ssim_is_left_out_unless_it_is_asked_for(people):
+    flat = people / "flat"
+    flat.mkdir()
+    for path in (people / "fake").rglob("*.png"):
+        path.rename(flat / path.name)
+    result = invoke("images", people / "real", flat, "--extractor", "random")
+    assert result.exit_code == 0
+    assert f"ssim left out: {flat} has no folder per identity with two pictures in it" in result.stderr
+    assert "fid_random" in result.stdout
+    assert "ssim_within" not in result.stdout
+    assert "expected one folder per identity" in refusal(
+        invoke("images", people / "real", flat, "--extractor", "random", "--metrics", "ssim")
+    )
+
+
 def test_a_statistics_file_stands_for_its_folder_and_pytorch_fid_reads_it(people):
     file = people / "real.npz"
     assert invoke("stats", people / "real", file, "--extractor", "random").exit_code == 0

@@ -245,9 +245,9 @@ def lpips(first: Path, second: Path | None, **options: Any) -> None:
 def images(real: Path, fake: Path, metrics: str, reid_name: str | None, preset: str | None, **options: Any) -> None:
     """Print all metrics of generated pictures, in one pass that decodes each picture once.
 
-    ssim and lpips are diversity within identities, for both sides; pairs is fidelity, of pictures of equal relative
-    path; identity asks whether a re-ID network still sees the right person. lpips needs its weight files (reid-eval
-    weights).
+    ssim and lpips are diversity within identities, for both sides; without --metrics, ssim is left out where there is
+    no folder per identity. pairs is fidelity, of pictures of equal relative path; identity asks whether a re-ID network
+    still sees the right person. lpips needs its weight files (reid-eval weights).
 
     \b
     Example:
@@ -273,11 +273,26 @@ def images(real: Path, fake: Path, metrics: str, reid_name: str | None, preset: 
         protocol = vars(DGNET_PAPER)
         options |= {"resize": "dgnet", "pairs": DGNET_PAPER.pairs, "seed": DGNET_PAPER.seed}
         asked = asked if "metrics" in given else ["fid", "ssim"]
+    if "metrics" not in given and preset is None:
+        for side in (real, fake):
+            if not _holds_identities(side):
+                asked = [name for name in asked if name != "ssim"]
+                click.echo(f"ssim left out: {side} has no folder per identity with two pictures in it", err=True)
     if reid_name is not None and "identity" not in asked:
         asked.append("identity")
     if "identity" in asked and reid_name is None:
         raise click.UsageError("identity needs --reid, the extractor to see identities with, such as reid:runs/teacher")
     _measure(real, fake, cast("list[Metric]", asked), reid_name=reid_name, protocol=protocol, **options)
+
+
+def _holds_identities(side: Path) -> bool:
+    """Whether there are pictures to be compared within an identity; a folder that is missing is not judged."""
+    from reid_eval.files import list_images
+    from reid_eval.pairs import pictures_by_folder
+
+    if not side.is_dir():
+        return side.suffix.lower() != ".npz"
+    return any(len(members) > 1 for members in pictures_by_folder(side, list_images(side)).values())
 
 
 def _given(*names: str) -> list[str]:
