@@ -30,7 +30,7 @@ Ties = Literal["index", "optimistic", "pessimistic"]
 _FEW = 1 / 16
 
 # Entries of a block that are looked at together: their flags stay in a processor's cache.
-_ENTRIES = 2**19
+_ENTRIES = 2**20
 
 # Queries, gallery numbers and distances of wrong answers, and the numbers of right answers that are farther for sure.
 _Unsure = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -155,6 +155,8 @@ class PlaceCounts:
         exact: ExactPairs | None = None,
     ) -> None:
         """Count a block of distances: queries from `first_query`, gallery from `first_column`.
+
+        Blocks of different queries may be counted at the same time.
 
         Shapes:
             block  (B, G')  the distances, exact, or rough and less something of the query

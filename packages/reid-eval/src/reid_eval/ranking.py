@@ -27,6 +27,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -59,6 +61,7 @@ from reid_eval.rerank import (
     swept_blocks,
 )
 from reid_eval.scores import REPORTED_RANKS, QueryScores, SingleShot, SingleShotCurves, scores_from_places
+from reid_eval.threads import num_side_by_side, side_by_side
 
 if TYPE_CHECKING:
     from reid_eval.details import Details
@@ -752,9 +755,9 @@ def _needed(
     pooled = 4 * num_query * length if who.multi_query is not None else 0
     # Vectors as stored and as compared, rough distances and their scratch, and pairs in float64.
     ranking = (
-        ((8 if gallery == num_gallery else 12) * gallery + 4 * (num_query if num_query <= gallery else 0)) * length
+        4 * ((1 if gallery == num_gallery else 2) * gallery + (num_query if num_query <= gallery else 0)) * length
         + 16 * queries * length
-        + 4 * queries * (gallery + 2 * 4096)
+        + num_side_by_side() * (4 * queries * (gallery + 2 * 4096) + 2**23)
         + 48 * 2048 * length
     )
     if single_shot is not None:
@@ -932,30 +935,40 @@ def _plain_scores(who: Contest, plan: MemoryPlan, ties: Ties) -> tuple[QueryScor
     blocks = [
         slice(start, min(start + plan.block_queries, num_query)) for start in range(0, num_query, plan.block_queries)
     ]
-    right = [
-        paired_squared_distances(ArrayVectors(query.take(some)), here.query_of, gallery, here.rows, y_sq=gallery_sq)
-        for some in blocks
-        for here in [answers.queries(some.start, some.stop)]
-    ]
+
+    def right_answers_of(some: slice) -> np.ndarray:
+        here = answers.queries(some.start, some.stop)
+        rows = ArrayVectors(query.take(some))
+        return paired_squared_distances(rows, here.query_of, gallery, here.rows, y_sq=gallery_sq)
+
+    with side_by_side() as pool:
+        right = list(pool.map(right_answers_of, blocks))
     counts = PlaceCounts(answers, np.concatenate(right), ties=ties)
-    buffer = np.empty(plan.block_queries * min(plan.block_gallery, num_gallery), dtype=np.float32)
     binary = who.metric in ("hamming", "hamming-packed")  # sums of ones: no product is rough
-    with progress("ranking", num_gallery) as bar:
+    buffers: SimpleQueue[np.ndarray] = SimpleQueue()
+    for _ in range(num_side_by_side()):
+        buffers.put(np.empty(plan.block_queries * min(plan.block_gallery, num_gallery), dtype=np.float32))
+
+    def count(first_column: int, columns: np.ndarray, columns_sq: np.ndarray, some: slice) -> None:
+        rows = query.take(some)
+        rows_sq = squared_lengths(rows)
+        buffer = buffers.get()
+        out = buffer[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+        exact = _ExactPairs(ArrayVectors(rows), some.start, ArrayVectors(columns), first_column, columns_sq)
+        counts.add(
+            rough_distances(rows, columns, columns_sq.astype(np.float32), out),
+            first_query=some.start,
+            first_column=first_column,
+            less=rows_sq,
+            error=np.zeros(len(rows)) if binary else rough_error(rows_sq, float(columns_sq.max()), length),
+            exact=None if binary else exact,
+        )
+        buffers.put(buffer)
+
+    with progress("ranking", num_gallery) as bar, side_by_side() as pool:
         for first_column, columns in _taken_ahead(gallery, plan.block_gallery):
             columns_sq = squared_lengths(columns) if gallery_sq is None else gallery_sq
-            for some in blocks:
-                rows = query.take(some)
-                rows_sq = squared_lengths(rows)
-                out = buffer[: len(rows) * len(columns)].reshape(len(rows), len(columns))
-                exact = _ExactPairs(ArrayVectors(rows), some.start, ArrayVectors(columns), first_column, columns_sq)
-                counts.add(
-                    rough_distances(rows, columns, columns_sq.astype(np.float32), out),
-                    first_query=some.start,
-                    first_column=first_column,
-                    less=rows_sq,
-                    error=np.zeros(len(rows)) if binary else rough_error(rows_sq, float(columns_sq.max()), length),
-                    exact=None if binary else exact,
-                )
+            list(pool.map(partial(count, first_column, columns, columns_sq), blocks))  # raises what was raised there
             bar.advance(len(columns))
     num_copies = len(np.unique(answers.query_of[counts.distances == 0]))
     return scores_from_places(answers, counts.places, counts.tied), num_copies

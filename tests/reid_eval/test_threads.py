@@ -1,0 +1,26 @@
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from reid_eval.threads import num_side_by_side, side_by_side
+
+
+def blas_threads():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_each_thread_multiplies_for_itself_and_afterwards_all_is_as_before():
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        assert num_side_by_side() == max(before)
+        with pytest.raises(ZeroDivisionError), side_by_side() as pool:
+            assert set(blas_threads()) == {1}
+            product = pool.submit(lambda: np.ones((3, 4)) @ np.ones((4, 2)))
+            assert (product.result() == 4).all()
+            raise ZeroDivisionError
+        assert blas_threads() == before
+
+
+def test_there_is_one_thread_where_blas_may_have_one():
+    with threadpool_limits(1, user_api="blas"):
+        assert num_side_by_side() == 1
