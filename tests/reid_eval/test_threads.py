@@ -9,15 +9,20 @@ def blas_threads():
     return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
 
+def multiply_and_fail():
+    with side_by_side() as pool:
+        assert set(blas_threads()) == {1}
+        product = pool.submit(lambda: np.ones((3, 4)) @ np.ones((4, 2)))
+        assert (product.result() == 4).all()
+        raise ZeroDivisionError
+
+
 def test_each_thread_multiplies_for_itself_and_afterwards_all_is_as_before():
     with threadpool_limits(2, user_api="blas"):
         before = blas_threads()
         assert num_side_by_side() == max(before)
-        with pytest.raises(ZeroDivisionError), side_by_side() as pool:
-            assert set(blas_threads()) == {1}
-            product = pool.submit(lambda: np.ones((3, 4)) @ np.ones((4, 2)))
-            assert (product.result() == 4).all()
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            multiply_and_fail()
         assert blas_threads() == before
 
 
