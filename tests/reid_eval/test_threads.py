@@ -10,11 +10,11 @@ def blas_threads():
 
 
 def multiply_and_fail():
-    with side_by_side() as pool:
+    with side_by_side() as spread:
         assert set(blas_threads()) == {1}
-        product = pool.submit(lambda: np.ones((3, 4)) @ np.ones((4, 2)))
-        assert (product.result() == 4).all()
-        raise ZeroDivisionError
+        products = spread(lambda number: np.full((3, 4), number) @ np.ones((4, 2)), range(5))
+        assert [product[0, 0] for product in products] == [0, 4, 8, 12, 16]
+        list(spread(lambda number: 1 / number, [1, 0]))
 
 
 def test_each_thread_multiplies_for_itself_and_afterwards_all_is_as_before():
@@ -29,3 +29,5 @@ def test_each_thread_multiplies_for_itself_and_afterwards_all_is_as_before():
 def test_there_is_one_thread_where_blas_may_have_one():
     with threadpool_limits(1, user_api="blas"):
         assert num_side_by_side() == 1
+        with side_by_side() as spread:
+            assert list(spread(str, [1, 2])) == ["1", "2"]

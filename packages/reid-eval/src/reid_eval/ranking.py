@@ -941,8 +941,8 @@ def _plain_scores(who: Contest, plan: MemoryPlan, ties: Ties) -> tuple[QueryScor
         rows = ArrayVectors(query.take(some))
         return paired_squared_distances(rows, here.query_of, gallery, here.rows, y_sq=gallery_sq)
 
-    with side_by_side() as pool:
-        right = list(pool.map(right_answers_of, blocks))
+    with side_by_side() as spread:
+        right = list(spread(right_answers_of, blocks))
     counts = PlaceCounts(answers, np.concatenate(right), ties=ties)
     binary = who.metric in ("hamming", "hamming-packed")  # sums of ones: no product is rough
     buffers: SimpleQueue[np.ndarray] = SimpleQueue()
@@ -965,10 +965,10 @@ def _plain_scores(who: Contest, plan: MemoryPlan, ties: Ties) -> tuple[QueryScor
         )
         buffers.put(buffer)
 
-    with progress("ranking", num_gallery) as bar, side_by_side() as pool:
+    with progress("ranking", num_gallery) as bar, side_by_side() as spread:
         for first_column, columns in _taken_ahead(gallery, plan.block_gallery):
             columns_sq = squared_lengths(columns) if gallery_sq is None else gallery_sq
-            list(pool.map(partial(count, first_column, columns, columns_sq), blocks))  # raises what was raised there
+            list(spread(partial(count, first_column, columns, columns_sq), blocks))  # raises what was raised there
             bar.advance(len(columns))
     num_copies = len(np.unique(answers.query_of[counts.distances == 0]))
     return scores_from_places(answers, counts.places, counts.tied), num_copies

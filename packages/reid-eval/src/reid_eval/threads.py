@@ -3,15 +3,16 @@
 Threads that share one product wait for each other, and all of them for what is done between products. Where the work
 falls into parts, a part per thread leaves none idle.
 
-    with side_by_side() as pool:
-        list(pool.map(multiply_and_count, parts))
+    with side_by_side() as spread:
+        list(spread(multiply_and_count, parts))
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -25,8 +26,11 @@ def num_side_by_side() -> int:
 
 
 @contextmanager
-def side_by_side() -> Iterator[ThreadPoolExecutor]:
-    """A pool of `num_side_by_side` threads; BLAS has a single one in each until the end."""
+def side_by_side() -> Iterator[Callable[..., Iterable[Any]]]:
+    """`map`, but in `num_side_by_side` threads; BLAS has a single one in each until the end."""
     num = num_side_by_side()
+    if num == 1:
+        yield map
+        return
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(num) as pool:
-        yield pool
+        yield pool.map
