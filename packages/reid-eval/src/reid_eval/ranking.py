@@ -952,18 +952,20 @@ def _plain_scores(who: Contest, plan: MemoryPlan, ties: Ties) -> tuple[QueryScor
     def count(first_column: int, columns: np.ndarray, columns_sq: np.ndarray, some: slice) -> None:
         rows = query.take(some)
         rows_sq = squared_lengths(rows)
-        buffer = buffers.get()
-        out = buffer[: len(rows) * len(columns)].reshape(len(rows), len(columns))
         exact = _ExactPairs(ArrayVectors(rows), some.start, ArrayVectors(columns), first_column, columns_sq)
-        counts.add(
-            rough_distances(rows, columns, columns_sq.astype(np.float32), out),
-            first_query=some.start,
-            first_column=first_column,
-            less=rows_sq,
-            error=np.zeros(len(rows)) if binary else rough_error(rows_sq, float(columns_sq.max()), length),
-            exact=None if binary else exact,
-        )
-        buffers.put(buffer)
+        buffer = buffers.get()
+        try:
+            out = buffer[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+            counts.add(
+                rough_distances(rows, columns, columns_sq.astype(np.float32), out),
+                first_query=some.start,
+                first_column=first_column,
+                less=rows_sq,
+                error=np.zeros(len(rows)) if binary else rough_error(rows_sq, float(columns_sq.max()), length),
+                exact=None if binary else exact,
+            )
+        finally:
+            buffers.put(buffer)  # or the next part would wait for ever
 
     with progress("ranking", num_gallery) as bar, side_by_side() as spread:
         for first_column, columns in _taken_ahead(gallery, plan.block_gallery):
