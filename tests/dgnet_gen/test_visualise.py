@@ -317,3 +317,8 @@ def test_smooth_writes_a_film_too(run, index, tmp_path):
     assert result.exit_code == 0, result.output
     with Image.open(film) as frames:
         assert frames.n_frames == 6
+
+
+def test_a_sheet_that_is_named_like_a_film_is_wrong_usage():
+    result = dgnet_gen("smooth", "--run", "nowhere", "--out", "film.gif")
+    assert (result.exit_code, "write a film with --animate film.gif" in result.output) == (2, True), result.output

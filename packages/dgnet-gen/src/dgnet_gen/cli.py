@@ -478,6 +478,8 @@ def _smooth(
     out: Path,
     device: str,
 ) -> None:
+    if out.suffix.lower() in (".gif", ".mp4"):
+        raise click.UsageError(f"--out is the sheet, which stands still; write a film with --animate {out}")
     with user_errors():
         from dgnet_gen import visualise
         from reid_eval.files import save_image
