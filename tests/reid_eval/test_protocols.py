@@ -260,7 +260,8 @@ def kept_of(features):
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_memory_limit_makes_blocks_smaller_and_changes_no_number():
+def test_a_memory_limit_makes_blocks_smaller_and_changes_no_number(monkeypatch):
+    monkeypatch.setattr("reid_eval.ranking.num_side_by_side", lambda: 2)  # each thread has a block
     features = crowd(num_query=300, num_gallery=3000, length=64)
     max_memory = 240 * 2**20
     free, tight = plan_memory(features, [SMALL]), plan_memory(features, [SMALL], max_memory=max_memory)
