@@ -275,7 +275,9 @@ def images(real: Path, fake: Path, metrics: str, reid_name: str | None, preset: 
         asked = asked if "metrics" in given else ["fid", "ssim"]
     if "metrics" not in given and preset is None:
         for side in (real, fake):
-            if not _holds_identities(side):
+            with user_errors():
+                compared = _holds_identities(side)
+            if not compared:
                 asked = [name for name in asked if name != "ssim"]
                 click.echo(f"ssim left out: {side} has no folder per identity with two pictures in it", err=True)
     if reid_name is not None and "identity" not in asked:
@@ -286,13 +288,14 @@ def images(real: Path, fake: Path, metrics: str, reid_name: str | None, preset: 
 
 
 def _holds_identities(side: Path) -> bool:
-    """Whether there are pictures to be compared within an identity; a folder that is missing is not judged."""
+    """Whether there are pictures to be compared within an identity; what is missing or empty is not judged."""
     from reid_eval.files import list_images
     from reid_eval.pairs import pictures_by_folder
 
     if not side.is_dir():
         return side.suffix.lower() != ".npz"
-    return any(len(members) > 1 for members in pictures_by_folder(side, list_images(side)).values())
+    paths = list_images(side)
+    return not paths or any(len(members) > 1 for members in pictures_by_folder(side, paths).values())
 
 
 def _given(*names: str) -> list[str]:

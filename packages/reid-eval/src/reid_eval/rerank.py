@@ -120,7 +120,7 @@ def swept_blocks(
     `queries` (Q,) are points; the gallery is all points from `first_gallery` on. Neighbours are found once, for the
     largest k1. The blocks may be overwritten.
     """
-    encoded = _encoded(distances, sweep, first_gallery, block_rows)
+    encoded = _encoded(distances, sweep, first_gallery)
     return _swept_blocks(distances, queries, sweep, first_gallery, encoded, block_rows)
 
 
@@ -161,7 +161,7 @@ def rough_swept_blocks(
     distances: FeatureDistances, num_query: int, sweep: Sequence[RerankParams], *, block_rows: int = _BLOCK_ROWS
 ) -> Iterator[list[RoughBlock]]:
     """`swept_blocks` of squared distances between the first points and the others, from float32 products."""
-    encoded = _encoded(distances, sweep, num_query, block_rows)
+    encoded = _encoded(distances, sweep, num_query)
     for start in range(0, num_query, block_rows):
         points = np.arange(start, min(start + block_rows, num_query))
         farthest_sq = encoded.farthest_sq[points]
@@ -214,7 +214,7 @@ class _Encoded:
         return found
 
 
-def _encoded(distances: PointDistances, sweep: Sequence[RerankParams], first_gallery: int, block_rows: int) -> _Encoded:
+def _encoded(distances: PointDistances, sweep: Sequence[RerankParams], first_gallery: int) -> _Encoded:
     num_points = distances.num_points
     k1 = max(params.k1 for params in sweep)
     if k1 >= num_points:
