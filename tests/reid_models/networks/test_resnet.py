@@ -1,8 +1,12 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torchvision
 
-from reid_models.networks.resnet import make_trunk
+from reid_models.networks.resnet import SmallTrunk, make_trunk
 
 
 @pytest.mark.parametrize(
@@ -64,3 +68,26 @@ def test_the_first_half_of_the_channels_is_normalised_by_picture_also_in_evaluat
 def test_a_size_that_makes_no_sense_is_refused(arguments):
     with pytest.raises(ValueError, match="got"):
         make_trunk("small", **arguments)
+
+
+def test_a_shortcut_with_a_stride_gives_what_a_strided_convolution_does():
+    shortcut = SmallTrunk(width=4).stages[1].shortcut[0]
+    x = torch.randn(2, 4, 9, 6, requires_grad=True)
+    expected = torch.nn.functional.conv2d(x, shortcut.weight, stride=2)
+    torch.testing.assert_close(shortcut(x), expected)
+    gradients = [torch.autograd.grad(y.square().sum(), (x, shortcut.weight)) for y in (shortcut(x), expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_narrow_trunk_trains_on_a_processor_with_avx2_alone():
+    # oneDNN's AVX2 kernels, chosen here wherever x86-64 can run them, once ended the process in the first steps.
+    steps = (
+        "import torch\n"
+        "from reid_models.networks.resnet import SmallTrunk\n"
+        "trunk = SmallTrunk(width=2).to(memory_format=torch.channels_last)\n"
+        "for step in range(60):\n"
+        "    trunk(torch.randn(8, 3, 32, 16).to(memory_format=torch.channels_last)).sum().backward()\n"
+    )
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", steps], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

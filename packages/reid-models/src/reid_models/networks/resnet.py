@@ -155,12 +155,24 @@ class _ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+                _PointwiseConv(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
             )
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.body(x) + self.shortcut(x))
+
+
+class _PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution that first takes the pixels its stride asks for: the same products.
+
+    Given the stride, oneDNN's AVX2 kernel of the weights' gradient writes past its workspace when a channels-last input
+    has fewer than 8 channels, and the process dies (uxlfoundation/oneDNN#6035).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, across = self.stride
+        return nn.functional.conv2d(x[:, :, ::down, ::across], self.weight, self.bias)
 
 
 Trunk = ResNet50Trunk | ResNet50IbnTrunk | SmallTrunk
