@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 
 from reid_eval.files import fingerprint, write_text
+from reid_eval.progress import duration
 
 RECORD_FORMAT = 1
 
@@ -79,17 +80,6 @@ def read_record(out: Path, name: str) -> StageRecord | None:
         return StageRecord(**values)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def duration(elapsed_s: float) -> str:
-    """Seconds as people say them: 8 s, 3 min 20 s, 2 h 05 min."""
-    total_s = round(elapsed_s)
-    if total_s < 60:
-        return f"{total_s} s"
-    minutes, seconds = divmod(total_s, 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _record_file(out: Path, name: str) -> Path:

@@ -1,5 +1,8 @@
 import errno
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -28,7 +31,7 @@ def test_work_that_was_stopped_and_saved_has_its_own_exit_code(capsys):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_says_so_and_names_the_file(number, capsys):
     assert leave_with(OSError(number, os.strerror(number), "runs/log.jsonl")) == 1
-    assert "the disk is full while writing runs/log.jsonl" in capsys.readouterr().err
+    assert "runs/log.jsonl: the disk is full" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG])
@@ -42,9 +45,40 @@ def test_a_message_of_several_lines_becomes_one(capsys):
     assert capsys.readouterr().err == "error: a b.npz: not a feature file\n"
 
 
-def test_control_c_leaves_with_130(capsys):
-    assert leave_with(KeyboardInterrupt()) == 130
-    assert "interrupted" in capsys.readouterr().err
+def test_control_c_leaves_with_75_as_any_stop_does(capsys):
+    assert leave_with(KeyboardInterrupt()) == 75
+    assert "interrupted: nothing is half written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_a_signal_leaves_with_75_and_its_name(name, capsys):
+    before = signal.getsignal(getattr(signal, name))
+    with pytest.raises(SystemExit) as exit_, user_errors():
+        os.kill(os.getpid(), getattr(signal, name))
+    assert exit_.value.code == 75
+    assert f"{name}: nothing is half written" in capsys.readouterr().err
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_a_file_larger_than_files_may_be_is_named(capsys):
+    assert leave_with(OSError(errno.EFBIG, "File too large", "runs/log.jsonl")) == 1
+    assert "runs/log.jsonl: larger than files may be here" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_no_traceback(capsys):
+    assert leave_with(MemoryError("Unable to allocate 9 TiB")) == 1
+    assert "out of memory (Unable to allocate 9 TiB)" in capsys.readouterr().err
+
+
+def test_what_a_terminal_would_obey_is_escaped(capsys):
+    leave_with(ImageError("a\x1b[2Jb\x07.jpg: not a readable image"))
+    assert capsys.readouterr().err == "error: a\\x1b[2Jb\\x07.jpg: not a readable image\n"
+
+
+def test_a_command_without_an_error_stream_still_has_its_exit_code():
+    code = "from reid_eval.errors import *\nwith user_errors():\n    raise ReidError('nobody hears this')\n"
+    done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{code}" 2>&-'], capture_output=True)
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 @pytest.mark.parametrize("bug", [ValueError("ours"), OSError(errno.EIO, "Input/output error")], ids=["value", "disk"])

@@ -1,8 +1,11 @@
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,13 +15,15 @@ from reid_eval.errors import OutputError
 from reid_eval.files import (
     ImageError,
     atomic_path,
-    claim_folder,
+    describe_images,
     file_fingerprint,
     fingerprint,
     is_image_name,
     list_images,
     read_pixels,
+    remove_abandoned,
     save_image,
+    short_name,
     write_text,
 )
 
@@ -238,37 +243,6 @@ def test_an_image_is_written_in_the_format_of_its_suffix(tmp_path):
         save_image(tmp_path / "a", some_pixels())
 
 
-# --- folders to write into ------------------------------------------------------------------------------------------
-
-
-def test_a_new_an_empty_and_our_own_folder_can_be_claimed(tmp_path):
-    folder = claim_folder(tmp_path / "a" / "run", "config.yaml", what="the run")
-    assert folder.is_dir()
-    assert claim_folder(folder, "config.yaml", what="the run") == folder
-    touch(folder, "config.yaml", "anything.txt")
-    assert claim_folder(str(folder), "config.yaml", what="the run") == folder
-
-
-def test_hidden_files_do_not_make_a_folder_foreign(tmp_path):
-    touch(tmp_path, ".DS_Store")
-    claim_folder(tmp_path, "config.yaml", what="the run")
-
-
-def test_a_folder_with_foreign_files_is_refused_and_left_alone(tmp_path):
-    touch(tmp_path, "thesis.tex", "photos/1.jpg")
-    with pytest.raises(OutputError) as error:
-        claim_folder(tmp_path, "config.yaml", what="the run")
-    for words in (str(tmp_path), "holds 2 other files or folders (photos, ...)", "nothing was changed", "--out"):
-        assert words in str(error.value)
-    assert names_in(tmp_path) == ["photos", "thesis.tex"]
-
-
-def test_a_file_cannot_be_claimed_as_a_folder(tmp_path):
-    touch(tmp_path, "runs")
-    with pytest.raises(OutputError, match="is a file; the run needs a folder"):
-        claim_folder(tmp_path / "runs", "config.yaml", what="the run")
-
-
 # --- fingerprints ---------------------------------------------------------------------------------------------------
 
 
@@ -286,3 +260,73 @@ def test_the_fingerprint_of_a_file_is_its_sha256(tmp_path):
     content = bytes(range(256)) * 9000  # more than one block
     (tmp_path / "a").write_bytes(content)
     assert file_fingerprint(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+# --- names and leftovers --------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_fits_stays_and_a_longer_one_stays_unique():
+    assert short_name("a" * 251 + ".png") == "a" * 251 + ".png"
+    long = ["ä" * 200 + end + ".png" for end in "xy"]
+    made = [short_name(name) for name in long]
+    assert made[0] != made[1]
+    assert all(len(os.fsencode(name)) <= 255 and name.endswith(".png") for name in made)
+    assert made == [short_name(name) for name in long]
+
+
+def test_the_longest_name_there_is_can_be_written(tmp_path):
+    write_text(tmp_path / ("n" * 251 + ".txt"), "text")
+    assert len(names_in(tmp_path)[0]) == 255
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    code = "import os, sys\nfrom reid_eval.files import atomic_path\nwith atomic_path(sys.argv[1]):\n    os._exit(1)\n"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.npz")], check=False)
+    touch(tmp_path, ".of-somebody.part", ".a.npz.1-00000000.of_another_machine.part", "b.part")
+    with atomic_path(tmp_path / "c.npz") as ours:
+        assert len(os.listdir(tmp_path)) == 5
+        remove_abandoned(tmp_path)
+        assert sorted(os.listdir(tmp_path)) == sorted(
+            [".a.npz.1-00000000.of_another_machine.part", ".of-somebody.part", "b.part", ours.name]
+        )
+    remove_abandoned(tmp_path / "absent")
+
+
+# --- foreign pictures -----------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_and_a_device_are_no_pictures(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "zero.jpg"):
+        with pytest.raises(ImageError, match="a folder, a pipe or a device"):
+            read_pixels(tmp_path / name)
+    assert describe_images(tmp_path, list_images(tmp_path))["images"] == 2
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICNS", "PCX", "TGA", "DDS", "JPEG2000", "SGI"])
+def test_only_named_formats_are_decoded(tmp_path, kind):
+    Image.fromarray(some_pixels()).save(tmp_path / "a.jpg", format=kind)
+    with pytest.raises(ImageError, match="not a readable image"):
+        read_pixels(tmp_path / "a.jpg")
+
+
+def test_a_huge_picture_is_refused_by_its_header(tmp_path, monkeypatch):
+    Image.new("1", (8000, 5000)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"8000 x 5000 pixels, expected at most 33,554,432 in all"):
+        read_pixels(tmp_path / "a.png")
+    monkeypatch.setenv("REID_MAX_PIXELS", "40000000")
+    assert read_pixels(tmp_path / "a.png").shape == (5000, 8000, 3)
+    monkeypatch.setenv("REID_MAX_PIXELS", "many")
+    with pytest.raises(ImageError, match="REID_MAX_PIXELS=many: expected a number"):
+        read_pixels(tmp_path / "a.png")
+
+
+def test_a_gif_cut_off_anywhere_is_a_picture_or_an_error_of_ours(tmp_path):
+    frames = [Image.fromarray(some_pixels()).rotate(angle) for angle in (0, 90, 180)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    content = (tmp_path / "a.gif").read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "a.gif").write_bytes(content[:length])
+        with contextlib.suppress(ImageError):
+            assert read_pixels(tmp_path / "a.gif").shape[2] == 3

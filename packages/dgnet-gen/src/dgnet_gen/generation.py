@@ -37,7 +37,8 @@ from dgnet_gen.generation_plan import GenerationPlan, Grouping
 from dgnet_gen.model import DGNet
 from dgnet_gen.painter import UNIT, Painter
 from reid_eval.errors import OutputError
-from reid_eval.files import atomic_path, claim_folder, save_image, write_text
+from reid_eval.files import atomic_path, save_image, write_text
+from reid_eval.outputs import claim_folder
 from reid_eval.progress import progress
 from reid_models.data.generated import (
     CARD_FILE,
@@ -256,6 +257,15 @@ _MAY_CHANGE = ("made_by", "torch", "device", "data", "complete")
 """entries of a card that do not make it another plan"""
 
 
+def _is_card(file: Path) -> bool:
+    """Whether a card.json is of generated pictures, if perhaps damaged; not that of another program."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return True  # `read_card` says that it is damaged
+    return isinstance(found, dict) and found.get("kind") == "dgnet-generation"
+
+
 class _Tree:
     """One output folder: its card, its manifest, its pictures."""
 
@@ -296,7 +306,7 @@ class _Tree:
         Raises:
             OutputError: it holds other files, or pictures of another plan.
         """
-        claim_folder(self.path, CARD_FILE, what="generated pictures")
+        claim_folder(self.path, CARD_FILE, what="generated pictures", is_ours=_is_card)
         if (self.path / CARD_FILE).exists():
             try:
                 found = read_card(self.path)

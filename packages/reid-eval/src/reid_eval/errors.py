@@ -10,7 +10,10 @@ therefore means a bug of ours.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,25 +37,80 @@ class Stopped(ReidError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 
 
+def reason_of(error: BaseException) -> str:
+    """Why something failed, in one line: what the system says of a file, or the first line of the error's text."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, MemoryError):
+        return str(error) or "more memory needed than there is"
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A text as one line that changes nothing on a terminal: control characters and broken bytes are escaped."""
+    return "".join(
+        char if char.isprintable() or char == " " else char.encode("unicode_escape").decode()
+        for char in " ".join(text.splitlines())
+    )
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn the errors a user can mend into one line on stderr and the right exit code."""
+    """Turn the errors a user can mend into one line on stderr and the right exit code.
+
+    Signals that ask to stop leave with exit code 75, also where a command saves nothing on the way: what it writes is
+    whole or absent.
+    """
+    from reid_eval.stopping import handling, interrupt
+
+    if sys.stderr is None:  # closed by whoever started the command: 2>&-
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    _log_to_stderr()
     try:
-        yield
+        with handling(interrupt):
+            yield
     except ReidError as error:
         _leave(str(error), error.exit_code)
+    except KeyboardInterrupt as error:
+        _leave(f"{str(error) or 'interrupted'}: nothing is half written; run the same command again", Stopped.exit_code)
+    except MemoryError as error:
+        _leave(f"out of memory ({reason_of(error)}); close other programs, or give the command less at a time", 1)
     except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read the output has left; click ends quietly
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" while writing {error.filename}" if error.filename else ""
-            _leave(f"the disk is full{where}; nothing that existed was changed; free some space and run again", 1)
-        if error.filename is not None:
-            _leave(f"{error.filename}: {(error.strerror or str(error)).lower()}", 1)
-        raise
-    except KeyboardInterrupt:
-        _leave("interrupted", 130)
+            _leave(f"{where}the disk is full; nothing that existed was changed; free some space and run again", 1)
+        if error.errno == errno.EFBIG:
+            _leave(f"{where}larger than files may be here (ulimit -f); nothing that existed was changed", 1)
+        if error.filename is None:
+            raise
+        _leave(f"{where}{reason_of(error)}", 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported for its name alone
+            raise
+        _leave(f"out of memory on the device ({reason_of(error)}); lower the batch size, or use precision=bf16", 1)
 
 
 def _leave(message: str, exit_code: int) -> None:
-    # One line, even where a file name or another program's message holds more.
-    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        click.echo(f"error: {printable(message)}", err=True)
     sys.exit(exit_code)
+
+
+class _Remarks(logging.Handler):
+    """Remarks of the libraries on stderr, one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            click.echo(printable(record.getMessage()), err=True)
+
+
+def _log_to_stderr() -> None:
+    """Show warnings of our packages, unless the program that we are part of shows them its own way."""
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(_Remarks(logging.WARNING))

@@ -1,4 +1,4 @@
-"""Images and outputs on disk: sorted listings, RGB decoding, complete-or-absent writes, hashes.
+"""Images and files on disk: sorted listings, RGB decoding, complete-or-absent writes, hashes.
 
 for path in list_images("query"):
     pixels = read_pixels(path)              # uint8, RGB, (H, W, 3)
@@ -8,9 +8,17 @@ with atomic_path(Path("out.npz")) as part:  # out.npz appears whole, or not at a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import re
+import socket
+import stat
+import sys
 import tempfile
+import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +29,24 @@ from PIL import Image, UnidentifiedImageError
 
 from reid_eval.errors import OutputError, ReidError
 
-_EXIF_ORIENTATION = 0x0112
-# What pytorch-fid lists (in any case of letters), and GIF.
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_EXIF_ORIENTATION, _EXIF_SOFTWARE = 0x0112, 0x0131
+# What pytorch-fid lists (in any case of letters), GIF, and other names of JPEG and of PPM.
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+# Pillow knows dozens of formats more. Some are read by other programs (EPS is run by Ghostscript), none holds people.
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+_MAX_PIXELS = 1 << 25
+"""8K UHD (7680 x 4320) is below it, and no crop of a person comes near"""
+
+# A picture that large is refused by its header, in one line.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+# Thumbnails and versions that NAS and desktop systems keep beside pictures.
+_SYSTEM_FOLDERS = frozenset(
+    {"@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "System Volume Information"}
+)
 
 
 class ImageError(ReidError):
@@ -35,10 +58,16 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
+def is_system_folder(name: str) -> bool:
+    """Whether a folder of this name holds what a system keeps for itself: hidden ones, and thumbnails of a NAS."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
 def list_images(root: Path | str, *, recursive: bool = True) -> list[Path]:
     """All image files under `root`, in sorted order of their path relative to it.
 
-    Links to files and folders are followed. Hidden files and folders are skipped. An empty folder gives an empty list.
+    Links to files and folders are followed. Hidden files and folders, and those that a NAS or desktop keeps for itself
+    (`@eaDir`), are skipped. An empty folder gives an empty list.
 
     Raises:
         ImageError: there is no such folder, one below it cannot be opened, or a link leads back to where it is.
@@ -49,7 +78,7 @@ def list_images(root: Path | str, *, recursive: bool = True) -> list[Path]:
         raise ImageError(f"{root}: {found_instead}; expected a folder of images")
     found: list[Path] = []
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_unopened):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")] if recursive else []
+        subfolders[:] = [name for name in subfolders if not is_system_folder(name)] if recursive else []
         for name in subfolders:
             _refuse_link_to_itself(Path(folder, name))
         found.extend(Path(folder, name) for name in names if is_image_name(name))
@@ -84,51 +113,84 @@ class Picture:
 
 
 def read_picture(path: Path | str) -> Picture:
-    """Decode one image file.
+    """Decode one image file: a regular file of one of `IMAGE_FORMATS`, of at most `max_pixels()`.
 
     Raises:
-        ImageError: the file is missing, is no image, is cut off, or has more than 8 bits per channel.
+        ImageError: the file is missing, is no image, is cut off, is too large, or has more than 8 bits per channel.
     """
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would never end, a device might not
+            raise ImageError(f"{path}: not a readable image (a folder, a pipe or a device); remove it")
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            _refuse_huge(path, image.size)
             image.load()  # some of what a file says of itself stands behind its pixels
             mode, codec = image.mode, str(image.format)
             is_animated = bool(getattr(image, "is_animated", False))
             has_clear_colours = image.info.pop("transparency", None) is not None
             is_rotated = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) != 1
             pixels = np.asarray(image.convert("RGB"))
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(f"{path}: no such image file") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not a readable image (of no known format); restore or remove this file") from None
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
+        known = ", ".join(IMAGE_FORMATS)
+        raise ImageError(
+            f"{path}: not a readable image (of no known format: {known}); restore or remove this file"
+        ) from None
+    except Exception as error:  # decoders raise whatever damaged data makes of them
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         raise ImageError(f"{path}: not a readable image ({reason}); restore or remove this file") from None
     if mode.startswith(("I", "F")):  # converted to 8 bits they would be clipped at 255
         raise ImageError(f"{path}: grey values of mode {mode}, expected 8 bits per channel; convert this file")
     return Picture(pixels, codec, mode, is_animated, is_rotated, has_clear_colours or mode in ("RGBA", "LA", "PA"))
 
 
+def max_pixels() -> int:
+    """How many pixels a picture may have: $REID_MAX_PIXELS, by default 33.5 million.
+
+    Raises:
+        ImageError: the variable holds no number.
+    """
+    chosen = os.environ.get("REID_MAX_PIXELS", "")
+    if chosen and not (chosen.isdecimal() and int(chosen) > 0):
+        raise ImageError(f"REID_MAX_PIXELS={chosen}: expected a number of pixels, such as {_MAX_PIXELS}")
+    return int(chosen or _MAX_PIXELS)
+
+
+def _refuse_huge(path: Path | str, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > max_pixels():
+        raise ImageError(
+            f"{path}: {size[0]} x {size[1]} pixels, expected at most {max_pixels():,} in all; make it smaller, or set "
+            "REID_MAX_PIXELS"
+        )
+
+
 def read_pixels(path: Path | str) -> np.ndarray:
     """Decode one image file to pixels: uint8, RGB, (H, W, 3), 0..255.
 
     Raises:
-        ImageError: the file is missing, is no image, is cut off, or has more than 8 bits per channel.
+        ImageError: the file is missing, is no image, is cut off, is too large, or has more than 8 bits per channel.
     """
     return read_picture(path).pixels
 
 
 @contextmanager
-def atomic_path(file: Path | str) -> Iterator[Path]:
+def atomic_path(file: Path | str, *, follow_link: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `file`; move it there when the block ends well, remove it when it does not.
 
     The data reaches the disk before the move, so after a crash `file` is the old one or the new one, never half.
+    A link is followed, so that what it leads to is replaced and the link stays; without `follow_link` the link is.
     A full disk or a folder that cannot be written to raises `OutputError`; the previous `file` stays as it was.
     """
     file = Path(file)
+    if follow_link and file.is_symlink():
+        file = Path(os.path.realpath(file))
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise OutputError(f"{file}: is a pipe or a device, expected the name of a file; choose another place")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{file.name[:40]}.{_writer()}.", suffix=".part", dir=file.parent)
     except (FileExistsError, NotADirectoryError):
         raise OutputError(f"{file}: {file.parent} is not a folder; choose another place") from None
     except OSError as error:
@@ -145,6 +207,66 @@ def atomic_path(file: Path | str) -> Iterator[Path]:
         raise _not_written(file, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+_PART = re.compile(r"\..{0,40}\.(\d+)-([0-9a-f]{8})\.[a-z0-9_]+\.part", re.DOTALL)
+_ABANDONED_AFTER_S = 24 * 3600.0
+
+
+def _writer() -> str:
+    """This process, in the name of what it has not finished writing."""
+    return f"{os.getpid()}-{fingerprint([socket.gethostname()])[:8]}"
+
+
+def remove_abandoned(folder: Path | str) -> None:
+    """Remove what killed processes left half written in a folder: files of `atomic_path` whose process is gone.
+
+    Those of a process that lives stay; those of another machine stay for a day. Nothing else is touched.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    here = fingerprint([socket.gethostname()])[:8]
+    for name in names:
+        if (match := _PART.fullmatch(name)) is None:
+            continue
+        part = Path(folder, name)
+        with contextlib.suppress(OSError):
+            if match[2] == here and sys.platform != "win32":
+                abandoned = not _is_alive(int(match[1]))
+            else:
+                abandoned = time.time() - part.stat().st_mtime > _ABANDONED_AFTER_S
+            if abandoned:
+                part.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+_MAX_NAME_BYTES = 255
+
+
+def short_name(name: str, limit: int = _MAX_NAME_BYTES) -> str:
+    """A file name of at most `limit` bytes: itself, or its beginning, 16 hex digits of its hash, and its suffix.
+
+    Different names stay different, and the same name always becomes the same.
+    """
+    if len(os.fsencode(name)) <= limit:
+        return name
+    stem, suffix = os.path.splitext(name)
+    if len(os.fsencode(suffix)) > 16:
+        stem, suffix = name, ""
+    tail = f"~{fingerprint([name])}{suffix}"
+    room = limit - len(os.fsencode(tail))
+    return os.fsencode(stem)[:room].decode("utf-8", "ignore") + tail
 
 
 def _not_written(file: Path, error: OSError) -> OutputError:
@@ -169,37 +291,22 @@ def write_text(file: Path | str, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def save_image(file: Path | str, pixels: np.ndarray, *, quality: int = 95) -> None:
-    """Write pixels (uint8, RGB, (H, W, 3)) as the format of the file's suffix, whole or not at all."""
+def save_image(file: Path | str, pixels: np.ndarray, *, quality: int = 95, maker: str = "") -> None:
+    """Write pixels (uint8, RGB, (H, W, 3)) as the format of the file's suffix, whole or not at all.
+
+    `maker`, a command, is written into the file (but not into a .bmp), so that `outputs` knows it as that command's.
+    """
     suffix = Path(file).suffix.lower()
     kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}.get(suffix)
     if kind is None:
         raise OutputError(f"{file}: images are written as .png, .jpg, .webp or .bmp, not {suffix or 'without suffix'}")
     options: dict[str, object] = {"quality": quality} if kind in ("JPEG", "WEBP") else {}
+    if maker:
+        exif = Image.Exif()
+        exif[_EXIF_SOFTWARE] = f"made by {maker}"
+        options["exif"] = exif
     with atomic_path(file) as part:
         Image.fromarray(pixels).save(part, format=kind, **options)
-
-
-def claim_folder(folder: Path | str, marker: str, *, what: str) -> Path:
-    """Make `folder` ours to write into: it is absent, empty, or already holds our `marker` file.
-
-    Nothing in it is ever removed.
-
-    Raises:
-        OutputError: the folder holds files of somebody else.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file; {what} needs a folder; choose another place")
-    if folder.is_dir() and not (folder / marker).exists():
-        strangers = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-        if strangers:
-            raise OutputError(
-                f"{folder}: holds {len(strangers)} other files or folders ({strangers[0]}, ...), expected an empty or "
-                f"new folder for {what}; nothing was changed; choose another --out"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def fingerprint(parts: Iterable[bytes | memoryview | str | tuple[int, Iterable[memoryview]]]) -> str:
@@ -219,7 +326,9 @@ def fingerprint(parts: Iterable[bytes | memoryview | str | tuple[int, Iterable[m
 
 
 def file_fingerprint(path: Path | str) -> str:
-    """SHA-256 of a file's content, 64 hex digits."""
+    """SHA-256 of a regular file's content, 64 hex digits."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
@@ -235,8 +344,8 @@ def describe_images(root: Path | str, paths: Iterable[Path]) -> dict[str, str | 
 
 
 def _bytes_of(path: Path) -> bytes:
-    """A file's content; of a broken link, or what may not be read, nothing: whoever decodes it will say so."""
+    """A file's content; of a broken link, a pipe, or what may not be read, nothing: whoever decodes it will say so."""
     try:
-        return path.read_bytes()
+        return path.read_bytes() if stat.S_ISREG(os.stat(path).st_mode) else b""
     except OSError:
         return b""

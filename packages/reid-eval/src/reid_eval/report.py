@@ -34,6 +34,7 @@ from typing import Any
 import reid_eval
 from reid_eval.errors import ReidError
 from reid_eval.files import file_fingerprint, list_images, read_pixels, write_text
+from reid_eval.progress import duration
 
 METRIC_FORMAT = 1
 REPORT_FORMAT = 1
@@ -396,7 +397,7 @@ def write_report(out: Path | str, report: Report) -> Path:
         interval=_interval,
         inlined=_inlined,
         flat=_flat,
-        duration=_duration,
+        duration=duration,
         version=reid_eval.__version__,
         json_name=out.with_suffix(".json").name,
     )
@@ -464,14 +465,6 @@ def _interval(result: MetricResult) -> str:
     if not isinstance(ends, (list, tuple)) or [type(end) for end in ends] != [float, float]:
         return ""
     return f"{ends[0]:.4g} to {ends[1]:.4g}"
-
-
-def _duration(elapsed_s: float) -> str:
-    minutes, seconds = divmod(round(elapsed_s), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{elapsed_s:.1f} s"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

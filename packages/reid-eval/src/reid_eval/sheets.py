@@ -22,7 +22,8 @@ from PIL import Image, ImageDraw
 from reid_eval.distances import squared_distances_to, squared_lengths
 from reid_eval.errors import ReidError
 from reid_eval.features import ReidFeatures
-from reid_eval.files import atomic_path, claim_folder, read_pixels, save_image, write_text
+from reid_eval.files import atomic_path, read_pixels, save_image, short_name, write_text
+from reid_eval.outputs import claim_folder, is_made_by
 from reid_eval.ranking import Contest, RankReport, contest
 
 Order = Literal["worst", "best", "random"]
@@ -148,10 +149,12 @@ def write_sheets(
             raise SheetError(
                 f"{Path(images) / path}: no such image file; is --images the folder that the paths begin in?"
             )
-    folder = claim_folder(folder, "index.html", what="ranked lists")
+    folder = claim_folder(
+        folder, "index.html", what="ranked lists", is_ours=lambda page: is_made_by(page, SHEETS_MAKER), inputs=[images]
+    )
     parts = []
     for number, (query, found) in enumerate(zip(queries.tolist(), lists, strict=True)):
-        name = f"{number:04d}_{Path(found[0].path).stem}.png"
+        name = short_name(f"{number:04d}_{Path(found[0].path).stem}.png")
         save_image(folder / name, draw_sheet(found, Path(images)))
         parts.append(_section(found, name, float(report.plain.ap_hits[query])))
     page = folder / "index.html"
@@ -189,8 +192,12 @@ def _captions(found: Sequence[Found]) -> Iterator[str]:
                 yield f"{place}: {one.distance:.3f}"
 
 
+SHEETS_MAKER = "reid-eval rank --sheets"
+"""as the page says in its head"""
+
 _PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Ranked lists</title>
+<html lang="en"><meta charset="utf-8"><meta name="generator" content="made by reid-eval rank --sheets">
+<title>Ranked lists</title>
 <style>body {{ font-family: sans-serif; }} img {{ max-width: 100%; }}</style>
 <h1>Ranked lists</h1>
 <p>{protocol} Green: right; red: wrong; grey: left out.</p>

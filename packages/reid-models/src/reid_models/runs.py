@@ -34,7 +34,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from reid_eval.errors import OutputError, ReidError
-from reid_eval.files import atomic_path, claim_folder, save_image, write_text
+from reid_eval.files import atomic_path, save_image, write_text
+from reid_eval.outputs import claim_folder
 from reid_models.config import config_dict, config_from_dict, dump_config, load_config, settings_difference
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class RunDir:
         """
         path = Path(path)
         with _writing(path, "choose another --out"):
-            claim_folder(path, "run.json", what="a run")
+            claim_folder(path, "run.json", what="a run", is_ours=_is_identity)
         run = cls(path, kind, made_by)
         if (path / "run.json").exists() and run.config_file.exists():
             stored = cls.open(path, kind)
@@ -364,6 +365,15 @@ def _leave_write_errors_to_the_caller() -> None:
 
 
 _NEVER = 1 << 62
+
+
+def _is_identity(file: Path) -> bool:
+    """Whether a run.json is of a run, if perhaps damaged; not that of another program."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return True  # `RunDir.open` says that it is damaged
+    return isinstance(found, dict) and {"format", "kind"} <= found.keys()
 
 
 def _iteration_of(line: str) -> int:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import reid_models
 from reid_eval.errors import OutputError
-from reid_eval.files import atomic_path, claim_folder, write_text
+from reid_eval.files import atomic_path, write_text
+from reid_eval.outputs import claim_folder
 from reid_eval.progress import track
 from reid_models.data.index import PREPARED_FILE, SPLITS, DatasetError, DatasetIndex, ImageRecord, parse_name
 
@@ -51,12 +52,21 @@ def prepare_dataset(
             f"{index.root}: {len(missing)} of {len(index)} pictures are not there, e.g. {missing[0]}; "
             "restore them or correct the list"
         )
-    claim_folder(out, PREPARED_FILE, what="a prepared dataset")
+    claim_folder(out, PREPARED_FILE, what="a prepared dataset", is_ours=_is_marker)
     made = _claim_for(out, raw, index, copy=copy)
     _place_all(out, targets, copy=copy)
     if not made["complete"]:
         write_text(out / PREPARED_FILE, json.dumps({**made, "complete": True}, indent=2) + "\n")
     return DatasetIndex.from_prepared(out)
+
+
+def _is_marker(file: Path) -> bool:
+    """Whether a folder's index.json is of `prepare`, if perhaps damaged; not that of another program."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return True  # `_claim_for` says that it is damaged
+    return isinstance(found, dict) and "index_fingerprint" in found
 
 
 def _refuse_in_the_way(out: Path, index: DatasetIndex) -> None:
@@ -148,7 +158,7 @@ def _copy_all(out: Path, targets: list[tuple[Path, Path]]) -> Iterator[None]:
         target, source = out / pair[0], pair[1]
         if target.is_symlink() or not target.exists():
             picture = source.read_bytes()
-            with atomic_path(target) as part:
+            with atomic_path(target, follow_link=False) as part:
                 part.write_bytes(picture)
 
     # A copy waits for the disk most of its time. Few at once, so that an interrupt has little to wait for.

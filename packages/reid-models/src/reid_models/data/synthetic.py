@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from reid_eval.errors import OutputError, ReidError
-from reid_eval.files import claim_folder, save_image, write_text
+from reid_eval.files import save_image, write_text
+from reid_eval.outputs import claim_folder
 from reid_eval.progress import track
 from reid_models.config import ConfigError
 from reid_models.data.drawing import (
@@ -360,7 +361,7 @@ def _claim(out: Path, made_of: Mapping[str, Any]) -> Path:
                     "choose another folder"
                 )
             return out
-    claim_folder(out, _BEGUN_FILE, what="a toy dataset")
+    claim_folder(out, _BEGUN_FILE, what="a toy dataset", is_ours=lambda _: False)  # ours have been found above
     write_text(out / _BEGUN_FILE, json.dumps({"format": RECORDS_FORMAT, "made_of": made_of, "images": {}}) + "\n")
     return out
 
