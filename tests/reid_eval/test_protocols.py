@@ -39,6 +39,11 @@ def changed(some, /, **columns):
     return ReidFeatures(**{**{name: getattr(some, name) for name in names}, **columns})
 
 
+def ranked(distances, query, gallery):
+    labels = {"q_pids": query.pids, "q_camids": query.camids, "g_pids": gallery.pids, "g_camids": gallery.camids}
+    return rank_distances(distances, **labels)
+
+
 def exact_distances(features):
     """Cosine distances of query and gallery, subtracted and squared in float64."""
     query, gallery = (
@@ -54,7 +59,7 @@ def exact_distances(features):
 def test_without_cameras_every_picture_of_the_person_is_right():
     features = crowd()
     q, g = features.query, features.gallery
-    expected = rank_distances(exact_distances(features), q.pids, -np.ones(20), g.pids, g.camids)
+    expected = ranked(exact_distances(features), changed(q, camids=np.full(20, -1)), g)
     report = rank(features, protocol="no-camera")
     np.testing.assert_array_equal(report.plain.ap_hits, expected.ap_hits)
     assert report.plain.num_same_camera.sum() == 0
@@ -129,7 +134,7 @@ def test_pooled_queries_are_those_of_the_official_program():
     np.testing.assert_allclose(pooled, expected["multi"]["pooled"], rtol=1e-7)
     assert unpooled == 0
     q, g = features.query, features.gallery
-    scores = rank_distances(-(pooled @ g.features.T), q.pids, q.camids, g.pids, g.camids)
+    scores = ranked(-(pooled @ g.features.T), q, g)
     assert scores.ap_trapezoid.tolist() == expected["multi"]["ap"]
     assert scores.cmc_curve(5).tolist() == expected["multi"]["cmc"]
 
@@ -164,7 +169,7 @@ def test_hamming_distance_counts_differing_bits(low):
     codes = changed(features, features=np.where(bits, 1, low))
     differing = (bits[:20, None] != bits[None, 20:]).sum(axis=2)
     q, g = features.query, features.gallery
-    expected = rank_distances(differing, q.pids, q.camids, g.pids, g.camids)
+    expected = ranked(differing, q, g)
     report = rank(codes, metric="hamming", block_queries=3)
     np.testing.assert_array_equal(report.plain.ap_hits, expected.ap_hits)
     np.testing.assert_array_equal(report.plain.tied, expected.tied)
@@ -199,7 +204,7 @@ def test_float32_products_decide_nothing():
     features = close_crowd()
     q, g = features.query, features.gallery
     exact = squared_distances(q.features, g.features)
-    expected = rank_distances(exact, q.pids, q.camids, g.pids, g.camids)
+    expected = ranked(exact, q, g)
     np.testing.assert_array_equal(rank(features, metric="euclidean").plain.places, expected.places)
 
 
@@ -238,7 +243,7 @@ def test_reranked_places_are_those_of_the_exact_distances(params):
     query, gallery = (unit_length(part.features) for part in (features.query, features.gallery.rows(kept_of(features))))
     exact = rerank(query, gallery, params)
     q, g = features.query, features.gallery.rows(kept_of(features))
-    expected = rank_distances(exact, q.pids, q.camids, g.pids, g.camids)
+    expected = ranked(exact, q, g)
     found = rank(features, rerank=params, block_queries=7).reranked
     np.testing.assert_array_equal(found.places, expected.places)
     np.testing.assert_array_equal(found.tied, expected.tied)
@@ -248,7 +253,7 @@ def test_rough_products_decide_nothing_after_reranking_either():
     features = close_crowd()
     q, g = features.query, features.gallery.rows(kept_of(features))
     for params in (RerankParams(6, 3, 0.3), RerankParams(6, 3, 1.0)):
-        expected = rank_distances(rerank(q.features, g.features, params), q.pids, q.camids, g.pids, g.camids)
+        expected = ranked(rerank(q.features, g.features, params), q, g)
         found = rank(features, rerank=params, metric="euclidean").reranked
         np.testing.assert_array_equal(found.places, expected.places)
 

@@ -558,16 +558,18 @@ def sweep_text(sweep: Sequence[RerankParams], swept: Sequence[QueryScores]) -> s
 
 def rank_distances(
     distances: np.ndarray,
+    *,
     q_pids: np.ndarray,
     q_camids: np.ndarray,
     g_pids: np.ndarray,
     g_camids: np.ndarray,
-    *,
     cameras: bool = True,
     single_shot: SingleShot | None = None,
     ties: Ties = "index",
 ) -> QueryScores:
     """Score distances that somebody else computed, (Q, G), smaller is closer; the rules are those of `rank`.
+
+    Labels are named, since programs disagree about their order: q_pids, q_camids (Q,), g_pids, g_camids (G,).
 
     Raises:
         RankingError: shapes do not match, a distance is NaN or infinite, a query is junk, no query is valid.
