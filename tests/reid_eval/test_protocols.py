@@ -442,8 +442,56 @@ def test_a_query_in_the_gallery_is_told(crowd_file):
 
 
 @pytest.mark.parametrize(
-    "files", [[], ["--query", "q.npy"], ["--features", "f.npz", "--labels", "l.csv"]], ids=["none", "some", "both"]
+    "files",
+    [[], ["--query", "q.npy"], ["--features", "f.npz", "--query", "q.npy", "--gallery", "g.npy"]],
+    ids=["none", "some", "both"],
 )
 def test_vectors_come_from_one_place(files):
     result = run(*files)
-    assert (result.exit_code, "by --features, or by --query, --gallery and --labels" in result.output) == (2, True)
+    assert (result.exit_code, "--query, --gallery and --labels together" in result.output) == (2, True)
+
+
+def test_a_distractor_is_nobody_that_people_are_taken_for():
+    rng = np.random.default_rng(0)
+    pids = np.array([1, 2, 1, 2, 0, 0, 2])
+    vectors = np.eye(4)[[0, 1, 0, 1, 0, 1, 0]] + 0.01 * rng.normal(size=(7, 4))
+    vectors[4], vectors[5] = vectors[0], vectors[1]  # distractors stand where the queries do
+    splits = ["query"] * 2 + ["gallery"] * 5
+    some = ReidFeatures(vectors, pids, [1, 1, 2, 2, 2, 2, 2], splits, [f"{row}.jpg" for row in range(7)])
+    details = details_of(some, rank(some))
+    assert (details.confused, details.num_distracted, details.label_errors) == ([], 2, [])
+    assert "a distractor (pid 0) comes first: 2" in details.to_text()
+    person = changed(some, pids=np.array([1, 2, 1, 2, 3, 3, 2]))
+    assert [(pair.pid, pair.taken_for) for pair in details_of(person, rank(person)).confused] == [(1, 3), (2, 3)]
+
+
+def test_words_stand_for_people_and_cameras_in_details():
+    some = crowd()
+    names = {str(pid): f"person {pid}" for pid in range(13)}
+    named = ReidFeatures(
+        some.features,
+        some.pids,
+        some.camids,
+        some.splits,
+        some.paths,
+        {"names": names, "camera_names": {"1": "door", "2": "yard"}},
+    )
+    plain, words = (details_of(each, rank(each)) for each in (some, named))
+    assert [one.pid for one in words.worst] == [f"person {one.pid}" for one in plain.worst]
+    pairs = [(pair.pid, pair.taken_for) for pair in plain.confused]
+    assert [(pair.pid, pair.taken_for) for pair in words.confused] == [(names[str(a)], names[str(b)]) for a, b in pairs]
+    assert {pair.query_camid for pair in words.camera_pairs} & {"door", "yard"}
+
+
+def test_leave_one_out_takes_all_rows_where_there_are_no_splits():
+    some = crowd()
+    train = changed(some, splits=np.full(len(some), "train"))
+    expected = rank(some, protocol="leave-one-out")  # distractors ask nothing there; here nobody is one
+    found = rank(train, protocol="leave-one-out")
+    people = some.pids > 0
+    assert found.num_gallery == expected.num_gallery
+    assert found.num_distractors == 0
+    asked = people[found.query_rows]
+    np.testing.assert_array_equal(found.plain.ap_hits[asked], expected.plain.ap_hits)
+    with pytest.raises(RankingError, match="no query pictures; found splits train"):
+        rank(train)

@@ -626,4 +626,4 @@ def test_rank_explains_a_file_that_holds_no_features(tmp_path):
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_the_help_ends_with_an_example_that_names_real_options(flag):
     output = run(flag).output
-    assert "reid-eval rank --features runs/teacher/features.npz --rerank" in output
+    assert "  reid-eval rank runs/teacher/features.npz --rerank --out runs/teacher/metrics" in output
