@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from reid_eval.report import MetricResult
     from reid_eval.resizing import ResizeRule
 
+KEEP = "not kept: --out FOLDER/metrics writes these numbers as metric files, which reid-eval report FOLDER collects"
+"""what a command that measures says where it was not asked to write"""
+
 F = TypeVar("F", bound=Callable[..., None])
 
 # Whether a path is there, readable and of the right kind is said by who opens it, in one line.
