@@ -84,11 +84,11 @@ def words_of(number):
 @pytest.mark.parametrize(
     ("other", "how", "words"),
     [
-        (crowd(pids=np.arange(60) % 12 + 1), {}, "identities, cameras or splits of what was ranked"),
-        (crowd(camids=np.arange(60) % 4), {}, "identities, cameras or splits"),
+        (crowd(pids=np.arange(60) % 12 + 1), {}, "identities, cameras and splits of a ranking"),
+        (crowd(camids=np.arange(60) % 4), {}, "identities, cameras and splits"),
         (crowd(splits=["query"] * 14 + ["gallery"] * 46), {}, "queries: 15 against 14"),
         (crowd(paths=[f"{number}.png" for number in range(60)]), {}, "file names of what was ranked"),
-        (crowd(meta={"names": words_of(0)}), {}, "identities, cameras or splits"),
+        (crowd(meta={"names": words_of(0)}), {}, "identities, cameras and splits"),
         (crowd(), {"protocol": "no-camera"}, "protocol: cross-camera against no-camera"),
         (crowd(), {"metric": "euclidean"}, "distance: cosine against euclidean"),
         (crowd(), {"ties": "optimistic"}, "ties: index against optimistic"),

@@ -30,7 +30,7 @@ _OF_A_RANKING = ("data", "queries", "gallery", "protocol", "distance", "ties", "
 _WHERE_KNOWN = ("picture names", "flip", "alpha")
 
 _SAID = {
-    "data": "identities, cameras or splits of what was ranked (data)",
+    "data": "what was measured on (data: identities, cameras and splits of a ranking, true pictures of swaps)",
     "picture names": "file names of what was ranked (picture names)",
     "real pictures": "content of the real pictures",
     "second pictures": "content of the second pictures",
