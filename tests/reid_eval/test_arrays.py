@@ -67,6 +67,17 @@ def test_a_mapped_array_is_the_same_and_its_checksum_is_compared(tmp_path):
         stored["vectors"]
 
 
+@pytest.mark.parametrize("name", ["vectors", "none"])
+def test_the_checksum_of_a_packed_array_is_compared(tmp_path, name):
+    np.savez_compressed(tmp_path / "f.npz", vectors=VECTORS, none=np.zeros((0, 3)))
+    with zipfile.ZipFile(tmp_path / "f.npz") as archive:
+        checksum = archive.getinfo(f"{name}.npy").CRC.to_bytes(4, "little")
+    content = (tmp_path / "f.npz").read_bytes()
+    (tmp_path / "f.npz").write_bytes(content.replace(checksum, bytes(4)))
+    with opened(tmp_path / "f.npz") as stored, pytest.raises(ArrayError, match="CRC"):
+        stored[name]
+
+
 def test_what_is_packed_is_not_mapped(tmp_path):
     np.savez_compressed(tmp_path / "f.npz", vectors=VECTORS)
     with opened(tmp_path / "f.npz") as stored:

@@ -155,6 +155,16 @@ def test_a_flipped_bit_is_noticed(tmp_path):
         ReidFeatures.load(tmp_path / "f.npz")
 
 
+def test_lengths_are_compared_before_the_vectors_are_read(tmp_path):
+    long = np.random.default_rng(0).normal(size=(4, 5000)).astype(np.float32)
+    file = saved_arrays(tmp_path, features=long, pids=np.arange(5))
+    content = bytearray(file.read_bytes())
+    content[content.index(long.tobytes()) + long.nbytes - 1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(FeatureFileError, match="found lengths features 4, pids 5"):
+        ReidFeatures.load(file)
+
+
 @pytest.mark.parametrize("byte", [8, 10, 6], ids=["method", "method-high", "flags"])
 def test_a_damaged_zip_header_is_refused(tmp_path, byte):
     some_features().save(tmp_path / "f.npz")

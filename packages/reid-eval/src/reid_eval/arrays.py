@@ -109,16 +109,15 @@ class NpzArrays(StoredArrays):
         with self._open(name) as (stream, header, _):
             stored = min(entry.compress_size, self._file.stat().st_size)  # the archive may say what it likes
             refuse_disproportion(self._file, name, entry.file_size, stored, self._error)
-            array = read_body(stream, header)
-            _read_to_the_end(stream)
-        return array
+            return read_body(stream, header)  # to the last byte, where the checksum is compared
 
     def mapped(self, name: str) -> np.ndarray | None:
         entry = self._entries[name]
         if entry.compress_type != zipfile.ZIP_STORED:
             return None
         with self._open(name) as (stream, header, start):
-            _read_to_the_end(stream)
+            while stream.read(_BLOCK_BYTES):  # to the end, where the checksum is compared
+                pass
             with self._file.open("rb") as content:
                 content.seek(entry.header_offset + 26)  # the lengths of the name and of the extra field of this entry
                 name_length, extra_length = (int.from_bytes(content.read(2), "little") for _ in range(2))
@@ -240,9 +239,3 @@ def refuse_disproportion(file: Path | str, name: str, nbytes: int, stored: int, 
             f"{file}: {name} would unpack to {nbytes >> 20:,} MiB from {stored >> 10:,} KiB; expected numbers, which "
             "hardly pack; write the file again, uncompressed"
         )
-
-
-def _read_to_the_end(stream: IO[bytes]) -> None:
-    """To where the checksum is compared."""
-    while stream.read(_BLOCK_BYTES):
-        pass
