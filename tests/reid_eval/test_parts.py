@@ -43,7 +43,7 @@ def test_the_ranking_is_that_of_the_weighted_score(alpha, metric):
     expected = rank_distances(-scores[:12, 12:], **labels)
     found = rank(weighted(some, alpha), metric=metric)
     np.testing.assert_array_equal(found.plain.places, expected.places)
-    assert (found.alpha, found.record["alpha"]) == (alpha, alpha)
+    assert (found.alpha, found.record()["alpha"]) == (alpha, alpha)
 
 
 def test_parts_that_the_file_names_are_taken_whatever_their_length_and_weight():

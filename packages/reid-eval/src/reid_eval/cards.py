@@ -23,7 +23,7 @@ from reid_eval.report import RANKING_MEASURES, MetricResult, ReportError, direct
 
 ANSWER_FORMAT = 1
 
-# What the record of a ranking always has; see `ranking.RankReport`.
+# What the record of a ranking always has; see `RankReport.record`.
 _OF_A_RANKING = ("data", "queries", "gallery", "protocol", "distance", "ties", "multi-query", "re-ranking")
 
 # What is compared only where both sides know it.

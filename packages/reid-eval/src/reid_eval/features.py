@@ -12,7 +12,7 @@ along and left alone by the ranking.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,11 +137,11 @@ class ReidFeatures:
 
     def name_of(self, pid: int) -> int | str:
         """What an identity is called: the word that it was given by, else its number."""
-        return _named(self.meta, "names", pid)
+        return named(self.meta, "names", pid)
 
     def camera_name(self, camid: int) -> int | str:
         """What a camera is called, likewise."""
-        return _named(self.meta, "camera_names", camid)
+        return named(self.meta, "camera_names", camid)
 
     @property
     def fingerprint(self) -> str:
@@ -231,7 +231,8 @@ def _about(file: Path | str, error: FeatureFileError) -> FeatureFileError:
     return error if str(error).startswith(f"{file}:") else FeatureFileError(f"{file}: {error}")
 
 
-def _named(meta: dict[str, Any], kind: str, number: int) -> int | str:
+def named(meta: Mapping[str, Any], kind: str, number: int) -> int | str:
+    """What `meta` calls a number of some kind ("names", "camera_names"); the number itself where it has no word."""
     names = meta.get(kind)
     word = names.get(str(number)) if isinstance(names, dict) else None
     return int(number) if word is None else str(word)

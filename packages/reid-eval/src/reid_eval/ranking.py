@@ -19,7 +19,6 @@ Equal distances keep the order of the gallery. Average precision is published in
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
@@ -51,10 +50,10 @@ from reid_eval.distances import (
 )
 from reid_eval.errors import ReidError
 from reid_eval.features import ReidFeatures, is_mapped
-from reid_eval.files import fingerprint
 from reid_eval.neighbours import FeatureDistances
 from reid_eval.places import PlaceCounts, RightAnswers, Ties, right_answers
 from reid_eval.progress import progress
+from reid_eval.records import RankedData
 from reid_eval.rerank import (
     RerankParams,
     RoughBlock,
@@ -112,7 +111,7 @@ class RankReport:
     num_copies: int  # queries with a right answer at distance 0
     query_rows: np.ndarray  # (Q,) rows of the feature file: entry q of every per-query array is about row query_rows[q]
     made_by: dict[str, Any]
-    record: dict[str, Any]  # what has to be the same where two numbers are compared, but for the vectors; see `cards`
+    data: RankedData  # who was searched for among whom
     alpha: float | None = None  # weight of the vectors' fine part, where it was chosen; see `parts`
 
     @property
@@ -201,7 +200,7 @@ class RankReport:
             "normalisation": _NORMALISATION[self.metric],
             "rerank": None if self.rerank is None else _params_json(self.rerank),
             "protocol": self.protocol,
-            "record": self._record(self.rerank),
+            "record": self.record(self.rerank),
             "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
             "made_by": self.made_by,
         }
@@ -225,14 +224,23 @@ class RankReport:
                         value=value,
                         higher_is_better=True,
                         protocol=f"{_MEANING[name]} {protocol}",
-                        made_by={**made_by, "how": self._record(rerank, name)},
+                        made_by={**made_by, "how": self.record(rerank, name)},
                     )
                 )
         return results
 
-    def _record(self, rerank: RerankParams | None, name: str = "") -> dict[str, Any]:
-        """All that has to be the same where this number is compared with another."""
-        record = {**self.record, "re-ranking": "none" if rerank is None else _params_text(rerank)}
+    def record(self, rerank: RerankParams | None = None, name: str = "") -> dict[str, Any]:
+        """All that has to be the same where a number, of the metric `name`, is compared with another; see `cards`."""
+        record = {
+            **self.data.record,
+            "queries": len(self.query_rows),
+            "gallery": self.num_gallery,
+            "protocol": self.protocol_name,
+            "distance": self.metric,
+            "ties": self.ties,
+            "multi-query": self.multi_query or "none",
+            "re-ranking": "none" if rerank is None else _params_text(rerank),
+        }
         if form := _FORMS.get(name):
             record["average precision"] = form
         if self.single_shot is not None and name.endswith("_single_shot"):
@@ -600,7 +608,6 @@ def rank_swept(
         curves = SingleShotCurves(who.answers, features.pids[who.gallery_rows], single_shot)
     with ThreadPoolExecutor(1) as beside:
         vectors = beside.submit(lambda: features.fingerprint)  # of large files it takes seconds
-        data = beside.submit(_data_record, who)
         plain, swept, num_copies = _scored(who, plan, sweep, curves, ties)
 
     camids = features.camids
@@ -627,16 +634,9 @@ def rank_swept(
             "reid_eval": __version__,
             "features": vectors.result(),
         },
-        record={
-            **data.result(),
-            "queries": len(who.query),
-            "gallery": len(who.gallery),
-            "protocol": protocol,
-            "distance": metric,
-            "ties": ties,
-            "multi-query": multi_query or "none",
-            **_known_of_the_vectors(features),
-        },
+        data=RankedData.of(
+            features, who.query_rows, who.gallery_rows, cameras=looks_at_cameras or multi_query is not None
+        ),
         alpha=features.meta.get("alpha"),
     )
     return report, swept
@@ -644,57 +644,6 @@ def rank_swept(
 
 # What the meta of a feature file says of its rows, and not of what made them.
 _NOT_OF_THE_MAKING = ("names", "camera_names", "picture_names", "parts")
-
-
-def _data_record(who: Contest) -> dict[str, str]:
-    """Hashes of who was searched for among whom: of identities and, where they count, cameras; of pictures, if known.
-
-    The vectors do not count, nor does the order of the rows, nor what is carried along unranked.
-    """
-    features = who.features
-    looks_at_cameras = who.protocol_name == "cross-camera" or who.multi_query is not None
-    rows = np.concatenate([who.query_rows, who.gallery_rows])
-    roles = np.repeat([0, 1], [len(who.query_rows), len(who.gallery_rows)])
-    pids, names = _canonical(features.pids[rows], features.name_of)
-    camids, cameras = _canonical(features.camids[rows], features.camera_name)
-    if not looks_at_cameras:
-        camids, cameras = np.zeros_like(camids), []
-    order = np.lexsort((camids, pids, roles))
-    labels = np.stack([roles, pids, camids])[:, order].astype("<i8")
-    record = {"data": fingerprint([*names, "cameras", *cameras, labels.tobytes()])}
-    if features.meta.get("picture_names", True):
-        record["picture names"] = _hash_of_names(features.paths[rows], roles, pids)
-    return record
-
-
-def _hash_of_names(paths: np.ndarray, roles: np.ndarray, pids: np.ndarray) -> str:
-    """Of file names alone, since programs write paths of different beginnings; a sum of hashes knows no order."""
-    total = 0
-    for start in range(0, len(paths), _VECTORS):
-        some = (array[start : start + _VECTORS].tolist() for array in (paths, roles, pids))
-        for path, role, pid in zip(*some, strict=True):
-            line = f"{path.rsplit('/', 1)[-1]}\0{role}\0{pid}".encode("utf-8", "surrogatepass")
-            total += int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "little")
-    return f"{total % 2**64:016x}"
-
-
-def _canonical(numbers: np.ndarray, name_of: Callable[[int], int | str]) -> tuple[np.ndarray, list[str]]:
-    """Labels as they are or, where they stand for words, by the places of these words among all that occur."""
-    found, places = np.unique(numbers, return_inverse=True)
-    names = [name_of(number) for number in found.tolist()]
-    if names == found.tolist():
-        return numbers, []
-    texts = [str(name) for name in names]
-    order = np.argsort(np.argsort(np.array(texts)))
-    return order[places], sorted(texts)
-
-
-def _known_of_the_vectors(features: ReidFeatures) -> dict[str, Any]:
-    """How pictures became vectors, as far as it may be chosen anew for the same network."""
-    network = features.meta.get("network_made_by")
-    alpha = features.meta.get("alpha", network.get("alpha") if isinstance(network, dict) else None)
-    known = {"flip": features.meta.get("flip"), "alpha": alpha}
-    return {key: value for key, value in known.items() if value is not None}
 
 
 def sweep_text(sweep: Sequence[RerankParams], swept: Sequence[QueryScores]) -> str:
