@@ -115,7 +115,8 @@ def distances_and_labels(what: Crowd) -> list[np.ndarray]:
 
 def count(inputs: list[np.ndarray]) -> Any:
     """Ours: the right answers' places by counting."""
-    return rank_distances(*inputs).map_hits
+    distances, q_pids, q_camids, g_pids, g_camids = inputs
+    return rank_distances(distances, q_pids=q_pids, q_camids=q_camids, g_pids=g_pids, g_camids=g_camids).map_hits
 
 
 def sort_and_loop_as_published(inputs: list[np.ndarray]) -> Any:

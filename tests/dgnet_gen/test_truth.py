@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from dgnet_gen.cli import main
 from dgnet_gen.truth import swap_truth, truth_sheet
+from reid_eval.cards import UnlikeError, compare
 from reid_eval.files import read_pixels, save_image
 from reid_models.data.generated import COLUMNS, ManifestError
 from reid_models.data.index import DatasetIndex
@@ -53,6 +54,15 @@ def test_returning_a_parent_scores_exactly_its_baseline(toy, tmp_path):
     report = swap_truth(pretend(tmp_path, toy, lambda _, pose: resize_pixels(read_pixels(paths[pose]), SIZE)), toy)
     assert report.psnr_db[:, 0] == pytest.approx(report.psnr_db[:, 1])
     assert report.gain_db == pytest.approx(min(0, report.psnr_db[:, 1].mean() - report.psnr_db[:, 2].mean()))
+
+
+def test_only_swaps_with_the_same_truth_are_compared(toy, tmp_path):
+    other = make_toy_dataset(tmp_path / "other", ids=6, cameras=2, per_camera=2, image_hw=SIZE, seed=1)
+    grey = lambda *_: np.full((*SIZE, 3), 128, np.uint8)  # noqa: E731
+    first, second = (swap_truth(pretend(tmp_path / str(level), toy, grey), toy).metrics() for level in (1, 2))
+    assert all(comparison.change == 0 for comparison in compare(first, second))
+    with pytest.raises(UnlikeError, match=r"swap_truth_psnr_db: not comparable: .*data"):
+        compare(first, swap_truth(pretend(tmp_path / "3", other, grey), other).metrics())
 
 
 def test_psnr_is_what_its_definition_says(toy, tmp_path):

@@ -131,7 +131,7 @@ def test_report_collects_what_the_other_commands_wrote(people):
         (["report", "real/0001/0001_c1_0.png"], "0001_c1_0.png: is a file"),
         (["report", "measured", "--out", "real"], "real: is a folder"),
         (["report", "measured", "--out", "."], ".: is a folder"),
-        (["report", "measured", "--out", "numbers.json"], "the page's numbers go there; expected its own file"),
+        (["report", "measured", "--out", "numbers.json"], "numbers.json: expected a name that ends in .html"),
         (["report", "measured", "--out", "mine.txt/page.html"], "mine.txt is not a folder"),
         (["ssim", "small"], "1/b.png: pictures of 4x4 pixels: SSIM needs at least 7x7"),
         (["ssim", "x" * 300], "file name too long"),

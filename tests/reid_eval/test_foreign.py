@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -8,8 +9,8 @@ from scipy.io import savemat
 
 from reid_eval.cli import main
 from reid_eval.features import FeatureFileError, ReidFeatures
-from reid_eval.foreign import load_features, load_features_and_labels
-from reid_eval.ranking import rank
+from reid_eval.foreign import load_features, load_features_and_labels, load_matrix_and_labels
+from reid_eval.ranking import RankingError, rank
 from reid_eval.rerank import RerankParams
 
 RNG = np.random.default_rng(0)
@@ -131,9 +132,10 @@ def test_large_arrays_in_files_are_checked_too(tmp_path, monkeypatch):
     [
         (LINES[:-1], "4 lines of split gallery, expected 5"),
         (["train,1,1,", *LINES], "line 2 has split 'train'"),
-        (["query,x,1,", *LINES], "line 2 has pid 'x'"),
+        (["query,,1,", *LINES], "line 2 names nobody"),
+        (["query,1", *LINES], "line 2: too few values"),
     ],
-    ids=["too-few", "split", "no-number"],
+    ids=["too-few", "split", "nobody", "short"],
 )
 def test_a_table_that_does_not_fit_names_the_line(tmp_path, lines, words):
     with pytest.raises(FeatureFileError, match=words):
@@ -143,7 +145,7 @@ def test_a_table_that_does_not_fit_names_the_line(tmp_path, lines, words):
 def test_a_table_without_its_columns_is_refused(tmp_path):
     query, gallery, labels = write_npy(tmp_path, [])
     labels.write_text("pid,camera\n")
-    with pytest.raises(FeatureFileError, match="column split, camid missing, found pid, camera"):
+    with pytest.raises(FeatureFileError, match="no column split, found pid, camera"):
         load_features_and_labels(query, gallery, labels)
 
 
@@ -182,7 +184,7 @@ def damaged(folder, kind):
         case "half-mat" | "half-npz" | "half-pt":
             file = write(folder / f"f.{kind[5:]}", OLD_NAMES)
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-            return file, "damaged"
+            return file, "cannot be read" if kind != "half-mat" else "damaged"
         case "empty-mat":
             (folder / "f.mat").touch()
             return folder / "f.mat", "is empty"
@@ -244,3 +246,258 @@ def test_a_large_feature_file_is_mapped_and_still_checked(tmp_path, monkeypatch)
     file.write_bytes(content)
     with pytest.raises(FeatureFileError, match="CRC"):
         ReidFeatures.load(file)
+
+
+# --- what a file is, its content tells ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("f.mat", "f.MAT"),
+        ("f.npz", "f.NPZ"),
+        ("f.npz", "f.npy"),
+        ("f.npz", "f.mat"),
+        ("f.pt", "f.npz"),
+        ("f.pth", "features"),
+        ("f.mat", "f.npz"),
+    ],
+)
+def test_a_file_under_another_suffix_is_read_all_the_same(tmp_path, written, named):
+    write(tmp_path / written, OLD_NAMES).rename(tmp_path / named)
+    np.testing.assert_array_equal(load_features(tmp_path / named).query.features, QUERY)
+
+
+def test_an_array_under_the_wrong_suffix_is_told_what_it_is(tmp_path):
+    np.save(tmp_path / "f.npy", QUERY)
+    (tmp_path / "f.npy").rename(tmp_path / "f.npz")
+    with pytest.raises(FeatureFileError, match=r"f\.npz: holds one array \(\.npy\) and no labels; give a table"):
+        load_features(tmp_path / "f.npz")
+
+
+@pytest.mark.parametrize("suffix", ["npz", "mat", "pt"])
+def test_a_pipe_is_no_feature_file_and_does_not_hang(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"f.{suffix}")
+    with pytest.raises(FeatureFileError, match="is a pipe or a device"):
+        load_features(tmp_path / f"f.{suffix}")
+
+
+# --- tensors and lists of any kind ----------------------------------------------------------------------------------
+
+
+def tensors(**changes):
+    return {**{name: torch.as_tensor(value) for name, value in OLD_NAMES.items()}, **changes}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"query_f": torch.tensor(QUERY).bfloat16()},
+        {"query_f": torch.tensor(QUERY).half()},
+        {"query_f": torch.tensor(QUERY).double().requires_grad_()},
+        {"query_f": torch.nn.Parameter(torch.tensor(QUERY))},
+        {"query_f": torch.tensor(QUERY).to(torch.float8_e4m3fn)},
+        {"query_f": "quantised"},
+        {"query_f": [torch.tensor(row) for row in QUERY]},
+        {"query_label": [7, 8, 9], "query_cam": (1, 1, 2)},
+        {"query_path": ["a", "b", "c"]},
+        {"note": {"any": [1, None]}, "sparse": torch.eye(3).to_sparse()},
+    ],
+    ids=["bfloat16", "half", "gradient", "parameter", "float8", "quantised", "rows", "lists", "texts", "not-needed"],
+)
+def test_tensors_of_any_kind_are_read(tmp_path, changes):
+    if changes.get("query_f") == "quantised":
+        changes = {"query_f": torch.quantize_per_tensor(torch.tensor(QUERY), 0.01, 0, torch.qint8)}
+    torch.save(tensors(**changes), tmp_path / "f.pt")
+    found = load_features(tmp_path / "f.pt")
+    assert np.abs(found.query.features - QUERY).max() < 0.2
+    assert found.query.pids.tolist() == Q_PIDS.tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"query_f": torch.tensor(QUERY).to_sparse()}, r"sparse tensor .* save tensor.to_dense\(\)"),
+        ({"query_f": torch.tensor(QUERY).cfloat()}, "complex64"),
+        ({"query_f": torch.empty(3, 4, device="meta")}, "expected query_f of plain numbers"),
+        ({"query_f": QUERY.tolist()}, "a list of other things than numbers or texts"),
+        ({"query_label": {"a": 1}}, "found dict"),
+        ({"query_f": torch.zeros(1).expand(200_000, 1024)}, "200000, 1024"),
+        ({name: torch.zeros(1).expand(200_000, 1024) for name in ("query_f", "gallery_f")}
+         | {name: torch.zeros(1).long().expand(200_000) for name in OLD_NAMES if not name.endswith("_f")},
+         "query_f would unpack to 781 MiB"),
+    ],
+    ids=["sparse", "complex", "meta", "list-of-lists", "dictionary", "unlike", "expanded"],
+)  # fmt: skip
+def test_tensors_that_are_no_vectors_are_one_line(tmp_path, changes, words):
+    torch.save(tensors(**changes), tmp_path / "f.pt")
+    with pytest.raises(FeatureFileError, match=words) as error:
+        load_features(tmp_path / "f.pt")
+    assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_in_tensors_is_noticed(tmp_path):
+    file = write(tmp_path / "f.pt", OLD_NAMES)
+    content = bytearray(file.read_bytes())
+    content[content.index(QUERY.tobytes()) + 3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(FeatureFileError, match="the checksum of"):
+        load_features(file)
+
+
+# --- labels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"query_label": Q_PIDS * 1e300}, "the pids of split query are float64, expected whole numbers"),
+        ({"query_label": Q_PIDS * np.nan}, "expected whole numbers"),
+        ({"query_label": Q_PIDS.astype(np.uint64) + np.uint64(2**63)}, "at most 64 bits"),
+        ({"query_cam": np.array([1 + 1j] * 3)}, "camids of split query are complex128"),
+        ({"query_f": QUERY[:, :, None]}, r"of shape \(3, 4, 1\), expected numbers"),
+        ({"query_f": np.array([["a"] * 4] * 3)}, "<U1 of shape"),
+    ],
+)
+def test_labels_that_are_none_are_one_line(tmp_path, changes, words):
+    with pytest.raises(FeatureFileError, match=words):
+        load_features(write(tmp_path / "f.npz", {**OLD_NAMES, **changes}))
+
+
+def test_labels_are_compared_before_vectors_are_unpacked(tmp_path):
+    many = np.zeros((200_000, 128), np.float32)
+    np.savez_compressed(tmp_path / "f.npz", **{**OLD_NAMES, "query_f": many})
+    with pytest.raises(FeatureFileError, match=r"split query has features of shape \(200000, 128\) and 3 identities"):
+        load_features(tmp_path / "f.npz")
+
+
+def test_an_array_that_nobody_needs_never_condemns_a_file(tmp_path):
+    odd = np.array([{"a": 1}], dtype=object)
+    found = load_features(write(tmp_path / "f.npz", {**OLD_NAMES, "note": odd}))
+    np.testing.assert_array_equal(found.query.features, QUERY)
+
+
+NAMES = ["Bob", "Anna Müller", "Zoë"]
+PEOPLE = (
+    [("Bob", 1), ("Anna Müller", 1), ("Zoë", 2)],
+    [("Bob", 2), ("Anna Müller", 2), ("Zoë", 1), ("-1", 1), ("Bob", 3)],
+)
+
+
+def test_identities_may_be_words_in_arrays_and_only_minus_1_keeps_its_meaning(tmp_path):
+    labels = {"query_label": np.array(NAMES), "gallery_label": np.array([*NAMES, "-1", "0"])}
+    found = load_features(write(tmp_path / "f.npz", {**OLD_NAMES, **labels}))
+    assert [found.name_of(pid) for pid in found.pids] == [*NAMES, *NAMES, -1, "0"]
+    assert rank(found).num_junk == 1
+    found.save(tmp_path / "ours.npz")
+    assert ReidFeatures.load(tmp_path / "ours.npz").query.name_of(found.pids[0]) == "Bob"
+
+
+def test_people_of_a_second_file_are_the_same_people(tmp_path):
+    labels = {"query_label": np.array(NAMES), "gallery_label": np.array([*NAMES, "-1", "Bob"])}
+    write(tmp_path / "f.npz", {**OLD_NAMES, **labels})
+    more = {"mquery_f": GALLERY[:2], "mquery_label": np.array(["Zoë", "Aaron"]), "mquery_cam": np.array([2, 2])}
+    np.savez(tmp_path / "m.npz", **more)
+    found = load_features(tmp_path / "f.npz", multi_query=tmp_path / "m.npz")
+    assert [found.name_of(pid) for pid in found.split("multi-query").pids] == ["Zoë", "Aaron"]
+    assert found.name_of(found.query.pids[2]) == "Zoë"
+    found.save(tmp_path / "ours.npz")
+    again = load_features(tmp_path / "ours.npz", multi_query=tmp_path / "m.npz")
+    assert [again.name_of(pid) for pid in again.query.pids] == NAMES
+
+
+TABLES = {
+    "plain": ("split,pid,camid,path", ",", "utf-8", "/"),
+    "excel": ("Split;Person;Camera;Filename", ";", "utf-8-sig", "/"),
+    "windows": ("SET\tID\tcam\timage", "\t", "utf-16", "\\"),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_of_labels_is_read_whoever_wrote_it(tmp_path, kind):
+    header, delimiter, encoding, slash = TABLES[kind]
+    lines = [
+        delimiter.join([split, name, str(camid), f"dir{slash}{number}.jpg"])
+        for split, people in zip(("Query", "gallery"), PEOPLE, strict=True)
+        for number, (name, camid) in enumerate(people)
+    ]
+    query, gallery, labels = write_npy(tmp_path, [])
+    labels.write_bytes("\r\n".join([header, *lines]).encode(encoding))
+    found = load_features_and_labels(query, gallery, labels)
+    assert [found.name_of(pid) for pid in found.query.pids] == ["Bob", "Anna Müller", "Zoë"]
+    assert found.camids.tolist() == [1, 1, 2, 2, 2, 1, 1, 3]
+    assert found.paths.tolist()[:2] == ["dir/0.jpg", "dir/1.jpg"]
+    assert found.gallery.pids[3] == -1
+
+
+def one_matrix(folder, lines, vectors=None):
+    np.save(folder / "m.npy", np.concatenate([QUERY, GALLERY]) if vectors is None else vectors)
+    (folder / "people.csv").write_text("\n".join(lines) + "\n")
+    return folder / "m.npy", folder / "people.csv"
+
+
+def test_one_matrix_and_one_table_is_enough(tmp_path):
+    lines = ["filename,person", *(f"{n}.jpg,{name}" for n, name in enumerate(["Bob", "Anna"] * 4))]
+    found = load_matrix_and_labels(*one_matrix(tmp_path, lines))
+    assert (set(found.splits), set(found.camids)) == ({"all"}, {-1})
+    assert [found.name_of(pid) for pid in found.pids[:2]] == ["Bob", "Anna"]
+    report = rank(found, protocol="leave-one-out")
+    assert (report.num_valid_queries, report.num_gallery) == (8, 8)
+    with pytest.raises(RankingError, match="without them rank by the protocol leave-one-out"):
+        rank(found)
+
+
+def test_identity_0_of_one_matrix_is_a_person(tmp_path):
+    lines = ["pid", *("0" if n % 2 else "1" for n in range(8))]
+    report = rank(load_matrix_and_labels(*one_matrix(tmp_path, lines)), protocol="leave-one-out")
+    assert (report.num_valid_queries, report.num_distractors) == (8, 0)
+
+
+def test_the_splits_of_one_table_are_ranked_as_always(tmp_path):
+    splits = ["query"] * 3 + ["gallery"] * 5
+    camids = [*Q_CAMIDS, *G_CAMIDS]
+    rows = zip(splits, [*Q_PIDS, *G_PIDS], camids, strict=True)
+    lines = ["split,pid,camid", *(",".join(map(str, row)) for row in rows)]
+    found = load_matrix_and_labels(*one_matrix(tmp_path, lines))
+    expected = load_features_and_labels(*write_npy(tmp_path, LINES))
+    assert rank(found).map_hits == rank(expected).map_hits
+
+
+def test_cameras_may_be_words_or_missing_here_and_there(tmp_path):
+    lines = ["pid,camid", *(f"{n % 4},{('door', 'yard', '', '-1')[n // 2]}" for n in range(8))]
+    found = load_matrix_and_labels(*one_matrix(tmp_path, lines))
+    assert [found.camera_name(camid) for camid in found.camids] == ["door"] * 2 + ["yard"] * 2 + [-1] * 4
+
+
+@pytest.mark.parametrize("suffix", ["npz", "pt", "mat"])
+def test_the_only_matrix_of_another_file_will_do(tmp_path, suffix):
+    vectors = np.concatenate([QUERY, GALLERY])
+    match suffix:
+        case "npz":
+            np.savez(tmp_path / "m.npz", embeddings=vectors, epoch=3)
+        case "pt":
+            torch.save(torch.tensor(vectors), tmp_path / "m.pt")
+        case "mat":
+            savemat(tmp_path / "m.mat", {"embeddings": vectors})
+    (tmp_path / "people.csv").write_text("pid\n" + "1\n2\n" * 4)
+    found = load_matrix_and_labels(tmp_path / f"m.{suffix}", tmp_path / "people.csv")
+    np.testing.assert_array_equal(found.features, vectors)
+
+
+def test_a_table_of_another_length_is_refused(tmp_path):
+    with pytest.raises(FeatureFileError, match=r"people\.csv: 2 lines, expected 8, as many as vectors in .*m\.npy"):
+        load_matrix_and_labels(*one_matrix(tmp_path, ["pid", "1", "2"]))
+    with pytest.raises(FeatureFileError, match="transposed"):
+        load_matrix_and_labels(*one_matrix(tmp_path, ["pid", "1", "2", "1", "2"], vectors=np.ones((3, 4))))
+
+
+def test_distances_in_place_of_vectors_are_told(tmp_path):
+    points = np.concatenate([QUERY, GALLERY])
+    distances = ((points[:, None] - points[None]) ** 2).sum(axis=2)
+    with pytest.raises(FeatureFileError, match=r"looks like distances .*rank_distances"):
+        load_matrix_and_labels(*one_matrix(tmp_path, ["pid", *["1", "2"] * 4], distances))
+    lines = ["pid,split", *["1,query"] * 3, *["1,gallery"] * 5]
+    with pytest.raises(FeatureFileError, match=r"looks like distances .a row for each query"):
+        load_matrix_and_labels(*one_matrix(tmp_path, lines, distances[:3, 3:]))

@@ -167,3 +167,16 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     touch(tmp_path, "file")
     with pytest.raises(OutputError, match="could not be written"):
         claim(tmp_path / "file" / "run")
+
+
+def test_a_place_below_a_file_is_refused_before_the_work(tmp_path):
+    touch(tmp_path, "notes")
+    with pytest.raises(OutputError, match=r"notes is not a folder"):
+        claim_file(tmp_path / "notes" / "a.csv", MAKER)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs a folder that may not be written to")
+def test_a_folder_that_may_not_be_written_to_is_refused_before_the_work(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(OutputError, match=r"locked may not be written to"):
+        claim_file(tmp_path / "locked" / "new" / "a.csv", MAKER)

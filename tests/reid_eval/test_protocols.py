@@ -39,6 +39,11 @@ def changed(some, /, **columns):
     return ReidFeatures(**{**{name: getattr(some, name) for name in names}, **columns})
 
 
+def ranked(distances, query, gallery):
+    labels = {"q_pids": query.pids, "q_camids": query.camids, "g_pids": gallery.pids, "g_camids": gallery.camids}
+    return rank_distances(distances, **labels)
+
+
 def exact_distances(features):
     """Cosine distances of query and gallery, subtracted and squared in float64."""
     query, gallery = (
@@ -54,7 +59,7 @@ def exact_distances(features):
 def test_without_cameras_every_picture_of_the_person_is_right():
     features = crowd()
     q, g = features.query, features.gallery
-    expected = rank_distances(exact_distances(features), q.pids, -np.ones(20), g.pids, g.camids)
+    expected = ranked(exact_distances(features), changed(q, camids=np.full(20, -1)), g)
     report = rank(features, protocol="no-camera")
     np.testing.assert_array_equal(report.plain.ap_hits, expected.ap_hits)
     assert report.plain.num_same_camera.sum() == 0
@@ -129,7 +134,7 @@ def test_pooled_queries_are_those_of_the_official_program():
     np.testing.assert_allclose(pooled, expected["multi"]["pooled"], rtol=1e-7)
     assert unpooled == 0
     q, g = features.query, features.gallery
-    scores = rank_distances(-(pooled @ g.features.T), q.pids, q.camids, g.pids, g.camids)
+    scores = ranked(-(pooled @ g.features.T), q, g)
     assert scores.ap_trapezoid.tolist() == expected["multi"]["ap"]
     assert scores.cmc_curve(5).tolist() == expected["multi"]["cmc"]
 
@@ -164,7 +169,7 @@ def test_hamming_distance_counts_differing_bits(low):
     codes = changed(features, features=np.where(bits, 1, low))
     differing = (bits[:20, None] != bits[None, 20:]).sum(axis=2)
     q, g = features.query, features.gallery
-    expected = rank_distances(differing, q.pids, q.camids, g.pids, g.camids)
+    expected = ranked(differing, q, g)
     report = rank(codes, metric="hamming", block_queries=3)
     np.testing.assert_array_equal(report.plain.ap_hits, expected.ap_hits)
     np.testing.assert_array_equal(report.plain.tied, expected.tied)
@@ -199,7 +204,7 @@ def test_float32_products_decide_nothing():
     features = close_crowd()
     q, g = features.query, features.gallery
     exact = squared_distances(q.features, g.features)
-    expected = rank_distances(exact, q.pids, q.camids, g.pids, g.camids)
+    expected = ranked(exact, q, g)
     np.testing.assert_array_equal(rank(features, metric="euclidean").plain.places, expected.places)
 
 
@@ -238,7 +243,7 @@ def test_reranked_places_are_those_of_the_exact_distances(params):
     query, gallery = (unit_length(part.features) for part in (features.query, features.gallery.rows(kept_of(features))))
     exact = rerank(query, gallery, params)
     q, g = features.query, features.gallery.rows(kept_of(features))
-    expected = rank_distances(exact, q.pids, q.camids, g.pids, g.camids)
+    expected = ranked(exact, q, g)
     found = rank(features, rerank=params, block_queries=7).reranked
     np.testing.assert_array_equal(found.places, expected.places)
     np.testing.assert_array_equal(found.tied, expected.tied)
@@ -248,7 +253,7 @@ def test_rough_products_decide_nothing_after_reranking_either():
     features = close_crowd()
     q, g = features.query, features.gallery.rows(kept_of(features))
     for params in (RerankParams(6, 3, 0.3), RerankParams(6, 3, 1.0)):
-        expected = rank_distances(rerank(q.features, g.features, params), q.pids, q.camids, g.pids, g.camids)
+        expected = ranked(rerank(q.features, g.features, params), q, g)
         found = rank(features, rerank=params, metric="euclidean").reranked
         np.testing.assert_array_equal(found.places, expected.places)
 
@@ -437,8 +442,56 @@ def test_a_query_in_the_gallery_is_told(crowd_file):
 
 
 @pytest.mark.parametrize(
-    "files", [[], ["--query", "q.npy"], ["--features", "f.npz", "--labels", "l.csv"]], ids=["none", "some", "both"]
+    "files",
+    [[], ["--query", "q.npy"], ["--features", "f.npz", "--query", "q.npy", "--gallery", "g.npy"]],
+    ids=["none", "some", "both"],
 )
 def test_vectors_come_from_one_place(files):
     result = run(*files)
-    assert (result.exit_code, "by --features, or by --query, --gallery and --labels" in result.output) == (2, True)
+    assert (result.exit_code, "--query, --gallery and --labels together" in result.output) == (2, True)
+
+
+def test_a_distractor_is_nobody_that_people_are_taken_for():
+    rng = np.random.default_rng(0)
+    pids = np.array([1, 2, 1, 2, 0, 0, 2])
+    vectors = np.eye(4)[[0, 1, 0, 1, 0, 1, 0]] + 0.01 * rng.normal(size=(7, 4))
+    vectors[4], vectors[5] = vectors[0], vectors[1]  # distractors stand where the queries do
+    splits = ["query"] * 2 + ["gallery"] * 5
+    some = ReidFeatures(vectors, pids, [1, 1, 2, 2, 2, 2, 2], splits, [f"{row}.jpg" for row in range(7)])
+    details = details_of(some, rank(some))
+    assert (details.confused, details.num_distracted, details.label_errors) == ([], 2, [])
+    assert "a distractor (pid 0) comes first: 2" in details.to_text()
+    person = changed(some, pids=np.array([1, 2, 1, 2, 3, 3, 2]))
+    assert [(pair.pid, pair.taken_for) for pair in details_of(person, rank(person)).confused] == [(1, 3), (2, 3)]
+
+
+def test_words_stand_for_people_and_cameras_in_details():
+    some = crowd()
+    names = {str(pid): f"person {pid}" for pid in range(13)}
+    named = ReidFeatures(
+        some.features,
+        some.pids,
+        some.camids,
+        some.splits,
+        some.paths,
+        {"names": names, "camera_names": {"1": "door", "2": "yard"}},
+    )
+    plain, words = (details_of(each, rank(each)) for each in (some, named))
+    assert [one.pid for one in words.worst] == [f"person {one.pid}" for one in plain.worst]
+    pairs = [(pair.pid, pair.taken_for) for pair in plain.confused]
+    assert [(pair.pid, pair.taken_for) for pair in words.confused] == [(names[str(a)], names[str(b)]) for a, b in pairs]
+    assert {pair.query_camid for pair in words.camera_pairs} & {"door", "yard"}
+
+
+def test_leave_one_out_takes_all_rows_where_there_are_no_splits():
+    some = crowd()
+    train = changed(some, splits=np.full(len(some), "train"))
+    expected = rank(some, protocol="leave-one-out")  # distractors ask nothing there; here nobody is one
+    found = rank(train, protocol="leave-one-out")
+    people = some.pids > 0
+    assert found.num_gallery == expected.num_gallery
+    assert found.num_distractors == 0
+    asked = people[found.query_rows]
+    np.testing.assert_array_equal(found.plain.ap_hits[asked], expected.plain.ap_hits)
+    with pytest.raises(RankingError, match="no query pictures; found splits train"):
+        rank(train)

@@ -49,6 +49,17 @@ def slow_scores(distances, q_pids, q_camids, g_pids, g_camids):
     return rows
 
 
+def ranked(distances, labels, **options):
+    """Labels in the order of this file: identities and cameras of the queries, then of the gallery."""
+    names = ("q_pids", "q_camids", "g_pids", "g_camids")
+    return rank_distances(distances, **dict(zip(names, labels, strict=True)), **options)
+
+
+def test_labels_of_given_distances_are_named_since_programs_disagree_about_their_order():
+    with pytest.raises(TypeError):
+        rank_distances(np.ones((1, 2)), [1], [1, 2], [1], [2, 2])
+
+
 def random_labels(rng, num_query, num_gallery, num_people=6, num_cameras=3):
     return (
         rng.integers(1, num_people, num_query),
@@ -67,7 +78,7 @@ def test_counting_agrees_with_walking_a_sorted_list(seed, levels):
         distances = np.round(distances * levels / 4)
         distances = distances * 0 if levels == 1 else distances
     labels = random_labels(rng, *distances.shape)
-    scores = rank_distances(distances, *labels)
+    scores = ranked(distances, labels)
     for q, expected in enumerate(slow_scores(distances, *labels)):
         found = (scores.ap_hits[q], scores.ap_trapezoid[q], scores.inp[q], scores.first_hit[q])
         if expected is None:
@@ -88,7 +99,7 @@ def test_long_rows_are_counted_the_same_way(near, levels, dtype):
     distances[labels[2] == labels[0][:, None]] *= near
     distances = (np.round(distances * levels) / levels if levels else distances).astype(dtype)
     before = distances.copy()
-    scores = rank_distances(distances, *labels)
+    scores = ranked(distances, labels)
     expected = [row or (np.nan,) * 3 + (-1,) for row in slow_scores(distances, *labels)]
     found = np.stack([scores.ap_hits, scores.ap_trapezoid, scores.inp, scores.first_hit], axis=1)
     np.testing.assert_allclose(found, expected, atol=1e-14)
@@ -131,7 +142,7 @@ laws = settings(max_examples=60, deadline=None, derandomize=True)
 @given(ranked_sets(), st.sampled_from(["index", "optimistic", "pessimistic"]))
 def test_law_ties_stand_as_their_rule_says(some, rule):
     distances, labels = some
-    scores = rank_distances(distances, *labels, ties=rule)
+    scores = ranked(distances, labels, ties=rule)
     assert scores.places.tolist() == slow_places_of_ties(distances, labels, rule)
     for query, tied in enumerate(scores.tied):
         mine = [[row] for row in (distances[query], labels[0][query], labels[1][query])]
@@ -148,8 +159,8 @@ def test_law_permuting_the_gallery_changes_nothing_but_ties(some, random):
     order = random.sample(range(distances.shape[1]), distances.shape[1])
     other = (*labels[:2], *(column[order] for column in labels[2:]))
     for rule in ("optimistic", "pessimistic"):
-        one = rank_distances(distances, *labels, ties=rule)
-        assert rank_distances(distances[:, order], *other, ties=rule).places.tolist() == one.places.tolist()
+        one = ranked(distances, labels, ties=rule)
+        assert ranked(distances[:, order], other, ties=rule).places.tolist() == one.places.tolist()
 
 
 @laws
@@ -157,9 +168,9 @@ def test_law_permuting_the_gallery_changes_nothing_but_ties(some, random):
 def test_law_one_more_distractor_never_raises_average_precision(some, data):
     distances, labels = some
     where = data.draw(st.integers(0, distances.shape[1] - 1))
-    before = rank_distances(distances, *labels)
+    before = ranked(distances, labels)
     twice = np.concatenate([distances, distances[:, [where]]], axis=1)
-    after = rank_distances(twice, *labels[:2], np.append(labels[2], 0), np.append(labels[3], 1))
+    after = ranked(twice, [*labels[:2], np.append(labels[2], 0), np.append(labels[3], 1)])
     for name in ("ap_hits", "ap_trapezoid", "inp"):
         assert (getattr(after, name) <= getattr(before, name))[before.valid].all()
     assert (after.first_hit >= before.first_hit)[before.valid].all()
@@ -177,9 +188,9 @@ def test_published_programs_give_the_same_numbers(case):
     expected = case["expected"]
     if case["name"] == "no_valid_query":
         with pytest.raises(RankingError, match="no query has a right answer"):
-            rank_distances(distances, *labels)
+            ranked(distances, labels)
         return
-    scores = rank_distances(distances, *labels)
+    scores = ranked(distances, labels)
 
     # The official program: equal bits. It divides by all queries, we by those with a right answer.
     official = expected["market_official"]
@@ -213,7 +224,7 @@ def test_dot_products_as_distances_give_the_official_numbers(case):
     inputs, expected = case["input"], case["expected"]["single"]
     products = np.array(inputs["query_f"], np.float32) @ np.array(inputs["gallery_f"], np.float32).T
     labels = [np.array(inputs[name]) for name in ("query_label", "query_cam", "gallery_label", "gallery_cam")]
-    scores = rank_distances(-products, *labels)
+    scores = ranked(-products, labels)
     assert scores.ap_trapezoid.tolist() == expected["ap"]
     assert scores.map_trapezoid == expected["mAP"]
     assert scores.cmc_curve(len(expected["cmc"])).tolist() == expected["cmc"]
@@ -309,7 +320,7 @@ def test_an_unknown_camera_equals_no_other_and_the_report_says_so():
     ("gallery_pids", "expected"), [([7, 3], 1.0), ([3, 7], 0.5)], ids=["right-first", "wrong-first"]
 )
 def test_equally_far_pictures_keep_the_order_of_the_gallery(gallery_pids, expected):
-    scores = rank_distances(np.zeros((1, 2)), [7], [1], gallery_pids, [2, 2])
+    scores = ranked(np.zeros((1, 2)), ([7], [1], gallery_pids, [2, 2]))
     assert (scores.map_hits, scores.tied.tolist()) == (expected, [True])
 
 
@@ -353,7 +364,7 @@ def test_the_scale_of_the_vectors_changes_nothing(scale):
 
 
 def test_the_match_curve_reaches_beyond_a_short_gallery_and_never_falls():
-    scores = rank_distances(np.array([[0.1, 0.2, 0.3]]), [7], [1], [3, 7, 4], [2, 2, 2])
+    scores = ranked(np.array([[0.1, 0.2, 0.3]]), ([7], [1], [3, 7, 4], [2, 2, 2]))
     assert scores.cmc_curve(5).tolist() == [0, 1, 1, 1, 1]
     assert (np.diff(scores.cmc) >= 0).all()
     assert scores.cmc_curve(1).tolist() == [0]  # the first hit lies just beyond the end
@@ -415,7 +426,7 @@ def test_rank_agrees_with_ranking_float64_distances():
     distances = np.linalg.norm(query[:, None].astype(float) - gallery[None].astype(float), axis=2)
     q, g = features.query, features.gallery
     np.testing.assert_array_equal(
-        rank_distances(distances, q.pids, q.camids, g.pids, g.camids).ap_hits, rank(features).plain.ap_hits
+        ranked(distances, (q.pids, q.camids, g.pids, g.camids)).ap_hits, rank(features).plain.ap_hits
     )
 
 
@@ -443,7 +454,7 @@ def test_dot_products_rank_as_those_of_whole_numbers(protocol, scale):
     products = -whole @ whole.T  # many of them equal: ties are those of the products
     if protocol == "cross-camera":
         is_query = features.splits == "query"
-        expected = rank_distances(products[is_query][:, ~is_query], q.pids, q.camids, g.pids, g.camids)
+        expected = ranked(products[is_query][:, ~is_query], (q.pids, q.camids, g.pids, g.camids))
         np.testing.assert_array_equal(report.plain.places, expected.places)
         assert expected.tied.any()
     else:
@@ -503,14 +514,14 @@ def test_nan_distances_are_refused():
     distances = np.ones((3, 2))
     distances[1, 1] = np.nan
     with pytest.raises(RankingError, match="1 rows hold NaN or infinite values, the first is row 1"):
-        rank_distances(distances, [1, 2, 3], [1, 1, 1], [1, 2], [2, 2])
+        ranked(distances, ([1, 2, 3], [1, 1, 1], [1, 2], [2, 2]))
 
 
 def test_shapes_that_do_not_match_are_refused():
     with pytest.raises(RankingError, match=r"found shape \(1, 3\) with 1 and 2 identities"):
-        rank_distances(np.ones((1, 3)), [1], [1], [1, 2], [2, 2])
+        ranked(np.ones((1, 3)), ([1], [1], [1, 2], [2, 2]))
     with pytest.raises(RankingError, match="1 and 1 cameras"):
-        rank_distances(np.ones((1, 2)), [1], [1], [1, 2], [2])
+        ranked(np.ones((1, 2)), ([1], [1], [1, 2], [2]))
 
 
 @pytest.mark.parametrize(
@@ -615,4 +626,4 @@ def test_rank_explains_a_file_that_holds_no_features(tmp_path):
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_the_help_ends_with_an_example_that_names_real_options(flag):
     output = run(flag).output
-    assert "reid-eval rank --features runs/teacher/features.npz --rerank" in output
+    assert "  reid-eval rank runs/teacher/features.npz --rerank --out runs/teacher/metrics" in output

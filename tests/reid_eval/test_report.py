@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import math
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reid_eval.errors import OutputError
 from reid_eval.files import ImageError
 from reid_eval.report import (
     MetricResult,
@@ -99,23 +101,31 @@ FILE = '{"format": 1, "name": "a", "value": 0.5, "higher_is_better": true, "prot
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a metric file"),
-        ("[1, 2]", "not a metric file"),
-        ("3", "not a metric file"),
+        ("", "expected a metric file"),
+        ("[1, 2]", "expected a metric file"),
+        ("3", "expected a metric file"),
+        ("[" * 100_000, "nested too deeply"),
+        (FILE.replace("0.5", "1" + "0" * 400), "int too large"),
+        (FILE.replace("0.5", "true"), "value missing or wrong"),
+        (FILE.replace("{}", '{"a":' * 99 + "1" + "}" * 99), "nested more than 32 deep"),
         ('{"format": 1, "name": "a"}', "value, higher_is_better, protocol, made_by missing or wrong"),
         (FILE.replace("{}", "[1]"), "made_by missing or wrong"),
         (FILE.replace('"p"', "3"), "protocol missing or wrong"),
         (FILE.replace("0.5", '"half"'), "could not convert"),
         (FILE.replace("0.5", "NaN"), "not a number"),
         (FILE.replace('"unit"', '"units"'), "units missing or wrong"),
-        (b"\xff\xfe", "not a metric file"),
+        (b"\xff\xff", "no text in UTF-8"),
         ('{"format": 9, "name": "a"}', "metric format 9, expected 1"),
-        (None, "no such metric file"),
+        (None, "no such file; expected a metric file"),
     ],
     ids=[
         "empty",
         "list",
         "number",
+        "deep",
+        "huge",
+        "truth",
+        "deep-maker",
         "incomplete",
         "made_by",
         "protocol",
@@ -379,18 +389,59 @@ def test_what_is_no_folder_is_named(tmp_path, name, words):
 def test_settings_that_are_no_text_are_named(tmp_path):
     result("map_hits").save(tmp_path / "metrics")
     (tmp_path / "config.yaml").write_bytes(b"seed: \xff")
-    with pytest.raises(ReportError, match=r"config\.yaml: not a text in UTF-8"):
+    with pytest.raises(ReportError, match=r"config\.yaml: no text in UTF-8"):
         report_of_folder(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "words"), [("a.json", "its own file, such as a.html"), (".", "is a folder")])
+@pytest.mark.parametrize(("name", "words"), [("a.json", "ends in .html or .htm"), (".", "is a folder")])
 def test_a_page_has_a_file_of_its_own(tmp_path, name, words):
-    with pytest.raises(ReportError, match=words):
+    with pytest.raises(OutputError, match=words):
         write_report(tmp_path / name, Report("T", "S", None, []))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_metric_file_stops_the_collection(tmp_path):
     result("map_hits").save(tmp_path / "metrics").write_text('{"format"')
-    with pytest.raises(ReportError, match=r"map_hits\.json: not a metric file"):
+    with pytest.raises(ReportError, match=r"map_hits\.json: cannot be read .* expected a metric file"):
+        report_of_folder(tmp_path)
+
+
+def test_diversity_has_no_arrow_and_stands_beside_that_of_real_pictures(tmp_path):
+    results = [
+        result("ssim_within_identity", 0.289, higher_is_better=False),
+        result("ssim_within_identity_real", 0.279, higher_is_better=False),
+        result("psnr_of_pairs", 20.0),
+    ]
+    page = written(tmp_path, results)
+    assert (page.titles.count("higher is better"), page.titles.count("lower is better")) == (1, 0)
+    assert "0.289 +0.01 from real 0.279" in page.text
+
+
+def test_a_measure_of_which_neither_is_better_is_kept_so(tmp_path):
+    file = result("variety", higher_is_better=None).save(tmp_path)
+    assert MetricResult.load(file).higher_is_better is None
+    assert "↑" not in written(tmp_path, [MetricResult.load(file)]).text.split("Written by")[0]
+
+
+def test_the_columns_of_alpha_are_called_by_it():
+    names = ["map_hits_alpha_0", "map_hits_alpha_0_5_rerank", "map_hits_alpha_minus_1", "map_hits"]
+    (group,) = group_metrics([result(name) for name in names])
+    assert group.columns == ("plain", "alpha 0", "alpha 0.5, re-ranked", "alpha -1")
+
+
+def test_a_metric_file_replaces_an_earlier_one_and_nothing_else(tmp_path):
+    result("a", 1.0).save(tmp_path)
+    assert MetricResult.load(result("a", 2.0).save(tmp_path)).value == 2.0
+    for text in ("my notes", '{"format": 1}', result("b").to_json()):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(OutputError, match=r"a\.json: exists and was not made by reid-eval"):
+            result("a").save(tmp_path)
+        assert (tmp_path / "a.json").read_text() == text
+        result("a").save(tmp_path, overwrite=True)
+
+
+def test_a_pipe_among_the_metrics_does_not_hang(tmp_path):
+    (tmp_path / "metrics").mkdir()
+    os.mkfifo(tmp_path / "metrics" / "a.json")
+    with pytest.raises(ReportError, match=r"a\.json: is a pipe or a device"):
         report_of_folder(tmp_path)

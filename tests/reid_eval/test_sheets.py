@@ -80,7 +80,8 @@ def test_queries_are_chosen_by_precision_by_name_or_by_seed():
 
 
 def test_mean_precision_over_recall_is_that_of_the_definition():
-    scores = rank_distances(np.array([[1.0, 2, 3, 4], [1, 2, 3, 4]]), [7, 3], [1, 1], [7, 3, 7, 3], [2, 2, 2, 2])
+    labels = {"q_pids": [7, 3], "q_camids": [1, 1], "g_pids": [7, 3, 7, 3], "g_camids": [2, 2, 2, 2]}
+    scores = rank_distances(np.array([[1.0, 2, 3, 4], [1, 2, 3, 4]]), **labels)
     recall, precision = scores.precision_at_recall(5)
     assert recall.tolist() == [0, 0.25, 0.5, 0.75, 1]
     # Places 1 and 3: precision 1, then 2/3. Places 2 and 4: 1/2, then 1/2.

@@ -1,10 +1,13 @@
 """Tables as people have them: one reader, whoever wrote them."""
 
+import csv
+import io
+
 import numpy as np
 import pytest
 
 from reid_eval.errors import ReidError
-from reid_eval.tables import number_identities, portable, read_table
+from reid_eval.tables import csv_text, number_identities, portable, read_table
 
 
 class TableError(ReidError):
@@ -85,3 +88,20 @@ def test_identities_may_be_words(texts, numbers, names):
     np.testing.assert_array_equal(found, np.array(numbers, dtype=np.int64))
     assert found.dtype == np.int64
     assert names is None or named == names
+
+
+def test_texts_that_a_spreadsheet_would_run_are_marked_and_numbers_are_not():
+    rows = [["name", "value"], ["=1+1", -1], ["+x", 0.5], ["@a", "-2"], ["\tb", "c"], ["\rd", ""], ["a=b", "1-2"]]
+    assert list(csv.reader(io.StringIO(csv_text(rows), newline=""))) == [
+        ["name", "value"],
+        ["'=1+1", "-1"],
+        ["'+x", "0.5"],
+        ["'@a", "'-2"],
+        ["'\tb", "c"],
+        ["'\rd", ""],
+        ["a=b", "1-2"],
+    ]
+
+
+def test_numbers_keep_all_their_digits():
+    assert csv_text([[0.1 + 0.2, 1 / 3, np.int64(7)]]) == "0.30000000000000004,0.3333333333333333,7\n"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import dgnet_gen
-from reid_eval.files import read_pixels
+from reid_eval.files import fingerprint, read_pixels
 from reid_eval.progress import track
 from reid_eval.report import MetricResult
 from reid_eval.similarity import psnr_db, ssim
@@ -38,6 +38,8 @@ class SwapTruth:
     psnr_db: np.ndarray
     ssim: np.ndarray
     made_by: dict[str, Any]
+    data: str
+    """hash of the true pictures: numbers are comparable if they are the same"""
 
     @property
     def gain_db(self) -> float:
@@ -58,12 +60,15 @@ class SwapTruth:
                 what = {"psnr_db": "PSNR (RGB, 8 bit)", "ssim": "SSIM (RGB, 7x7 uniform)"}[kind]
                 value = float(values[:, column].mean())
                 name = f"swap_truth_{kind}{suffix}"
-                results.append(MetricResult(name, value, True, protocol.format(what), self.made_by, unit))
+                results.append(MetricResult(name, value, True, protocol.format(what), self._made_by(what), unit))
         gain = "PSNR of the generated pictures less that of the better unchanged parent"
         results.append(
-            MetricResult("swap_truth_gain_db", self.gain_db, True, protocol.format(gain), self.made_by, "dB")
+            MetricResult("swap_truth_gain_db", self.gain_db, True, protocol.format(gain), self._made_by(gain), "dB")
         )
         return results
+
+    def _made_by(self, measure: str) -> dict[str, Any]:
+        return {**self.made_by, "how": {"measure": measure, "data": self.data, "swaps": len(self.files)}}
 
     def to_text(self) -> str:
         """A table for people."""
@@ -94,6 +99,7 @@ def swap_truth(generated: Path | str, toy: Path | str) -> SwapTruth:
     records = load_toy_records(toy)
     paths = {record.path.name: record.path for record in DatasetIndex.open(toy)}
     psnr, structural = np.zeros((len(rows), 3)), np.zeros((len(rows), 3))
+    truths = []
     for number, row in enumerate(track(rows, "comparing with the truth")):
         file = generated / row["file"]
         if not file.is_file():
@@ -104,6 +110,7 @@ def swap_truth(generated: Path | str, toy: Path | str) -> SwapTruth:
         image_hw = made.shape[:2]
         names = {kind: Path(row[kind]).name for kind in ("structure", "appearance")}
         truth = draw(records.appearance(names["appearance"]), records.structure(names["structure"]), image_hw)
+        truths.append(fingerprint([row["structure"], row["appearance"], str(truth.shape), truth.tobytes()]))
         answers = [
             made,
             *(resize_pixels(read_pixels(paths[name]), image_hw) for name in names.values()),
@@ -118,7 +125,7 @@ def swap_truth(generated: Path | str, toy: Path | str) -> SwapTruth:
         "seed": card["seed"],
         "toy": str(toy),
     }
-    return SwapTruth([row["file"] for row in rows], psnr, structural, made_by)
+    return SwapTruth([row["file"] for row in rows], psnr, structural, made_by, fingerprint(sorted(truths)))
 
 
 def truth_sheet(generated: Path | str, toy: Path | str, *, columns: int = 8) -> np.ndarray:

@@ -5,8 +5,6 @@ All of them ask `images.measure_images`, so each is a part of the one pass that 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +19,9 @@ if TYPE_CHECKING:
     from reid_eval.images import Metric, Protocol
     from reid_eval.report import MetricResult
     from reid_eval.resizing import ResizeRule
+
+KEEP = "not kept: --out FOLDER/metrics writes these numbers as metric files, which reid-eval report FOLDER collects"
+"""what a command that measures says where it was not asked to write"""
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -367,17 +368,20 @@ def stats(
 def diff(first: Path, second: Path, as_json: bool) -> None:
     """Compare two measurements (metric files, or what images --json printed), if they may be compared.
 
-    They may if only the generated pictures differ: metric, extractor, weights, resize, real pictures, pairs and the
-    number of generated pictures have to be the same. If not, the difference is named and nothing is compared.
+    They may if only the vectors, or the generated pictures, differ: metric, extractor, weights, resize, real pictures,
+    pairs and the number of generated pictures have to be the same; for rankings the people, cameras and pictures, the
+    protocol, the distance, the form of average precision and the re-ranking. If not, the difference is named.
+
+    Exit code 0: they were compared, whichever is better. 1: they may not be, or one of them cannot be read.
 
     \b
     Example:
-      reid-eval diff runs/a/metrics/fid_inception.json runs/b/metrics/fid_inception.json
+      reid-eval diff runs/a/metrics/map_hits.json runs/b/metrics/map_hits.json
     """
     with user_errors():
         from reid_eval.cards import compare, load_results
 
-        found = compare(load_results(first), load_results(second))
+        found = compare(load_results(first), load_results(second), files=(first, second))
         if as_json:
             rows = [{**vars(one), "change": one.change} for one in found]
             click.echo(json.dumps({"format": 1, "comparisons": rows}, indent=2))
@@ -577,7 +581,9 @@ def _measure(
 
             write_text(csv_file, _csv(results))
             click.echo(f"wrote {csv_file}", err=True)
-        if out is not None:
+        if out is None:
+            click.echo(KEEP, err=True)
+        else:
             for result in results:
                 click.echo(f"wrote {result.save(out)}", err=True)
 
@@ -617,10 +623,10 @@ def _protocols(results: Sequence[MetricResult]) -> list[str]:
 
 
 def _csv(results: Sequence[MetricResult]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["name", "value", "low", "high", "unit", "higher_is_better", "protocol"])
+    from reid_eval.tables import csv_text
+
+    rows: list[list[object]] = [["name", "value", "low", "high", "unit", "higher_is_better", "protocol"]]
     for result in results:
         low, high = result.made_by.get("interval", ("", ""))
-        writer.writerow([result.name, result.value, low, high, result.unit, result.higher_is_better, result.protocol])
-    return stream.getvalue()
+        rows.append([result.name, result.value, low, high, result.unit, result.higher_is_better, result.protocol])
+    return csv_text(rows)

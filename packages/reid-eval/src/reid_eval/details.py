@@ -8,14 +8,15 @@ details.camera_pairs, details.worst, details.confused, details.label_errors
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from reid_eval.distances import squared_distances_to
+from reid_eval.errors import printable
 from reid_eval.features import ReidFeatures
 from reid_eval.progress import progress
-from reid_eval.ranking import Contest, RankReport, contest
+from reid_eval.ranking import Contest, RankReport, contest, distractors
 
 _SHOWN = 10
 _BLOCK = 256
@@ -25,8 +26,8 @@ _BLOCK = 256
 class CameraPair:
     """How queries of one camera are answered if their right answers shall come from one other camera."""
 
-    query_camid: int
-    gallery_camid: int
+    query_camid: int | str
+    gallery_camid: int | str
     num_queries: int
     rank1: float  # share of them whose first picture from that camera is right
     num_right: int
@@ -37,8 +38,8 @@ class WorstQuery:
     """A query far down by average precision."""
 
     path: str
-    pid: int
-    camid: int
+    pid: int | str
+    camid: int | str
     ap_hits: float
     first_hit_place: int  # from 1
 
@@ -47,8 +48,8 @@ class WorstQuery:
 class ConfusedPair:
     """Two people of whom queries of the one find the other first."""
 
-    pid: int
-    taken_for: int
+    pid: int | str
+    taken_for: int | str
     num_queries: int
 
 
@@ -57,19 +58,24 @@ class LikelyLabelError:
     """Two pictures of different identities, mutually nearest, and nearer than the query's own right answers."""
 
     path: str
-    pid: int
+    pid: int | str
     other_path: str
-    other_pid: int
+    other_pid: int | str
     distance_share: float  # of the distance to the nearest right answer
 
 
 @dataclass(frozen=True)
 class Details:
-    """What stands behind the means of one report; all of the plain ranking."""
+    """What stands behind the means of one report; all of the plain ranking.
+
+    Where identities or cameras were given as words, they are named by these. A distractor is nobody, so it is counted
+    apart from people who are taken for each other.
+    """
 
     camera_pairs: list[CameraPair]
     worst: list[WorstQuery]
     confused: list[ConfusedPair]
+    num_distracted: int  # queries whose first image is a distractor
     label_errors: list[LikelyLabelError]
 
     def to_text(self, shown: int = _SHOWN) -> str:
@@ -87,13 +93,15 @@ class Details:
         ]
         lines.append("people taken for each other: queries whose first image is the other one's")
         lines += [f"  {pair.pid} -> {pair.taken_for}: {pair.num_queries}" for pair in self.confused[:shown]]
+        if self.num_distracted:
+            lines.append(f"  a distractor (pid 0) comes first: {self.num_distracted}")
         lines.append("labels to look at: mutually nearest images of different identities, distance as share of the")
         lines.append("distance to the nearest right image")
         lines += [
             f"  {error.path} ({error.pid}) and {error.other_path} ({error.other_pid}): {error.distance_share:.2f}"
             for error in self.label_errors[:shown]
         ]
-        return "\n".join(lines)
+        return "\n".join(printable(line) for line in lines)
 
 
 def details_of(features: ReidFeatures, report: RankReport, *, num_worst: int = 100) -> Details:
@@ -101,31 +109,38 @@ def details_of(features: ReidFeatures, report: RankReport, *, num_worst: int = 1
     who = contest(features, metric=report.metric, protocol=report.protocol_name, multi_query=report.multi_query)
     first_wrong, wrong_sq, right_sq, nearest_query, pairs = _search(who)
     paths, pids, camids = features.paths, features.pids, features.camids
+    name, camera = features.name_of, features.camera_name
+    is_distractor = distractors(features)
     valid = np.flatnonzero(report.plain.valid)
     worst = valid[np.argsort(report.plain.ap_hits[valid], kind="stable")][:num_worst]
     mistaken = np.flatnonzero((first_wrong >= 0) & (wrong_sq < right_sq) & report.plain.valid)
+    found = who.gallery_rows[first_wrong[mistaken]]
+    people = mistaken[~is_distractor[found]]
     confused = Counter(
-        (int(pids[who.query_rows[query]]), int(pids[who.gallery_rows[first_wrong[query]]])) for query in mistaken
+        (int(pids[who.query_rows[query]]), int(pids[who.gallery_rows[first_wrong[query]]])) for query in people
     )
     mutual = [query for query in mistaken if nearest_query[first_wrong[query]] == query]
     errors = [
         LikelyLabelError(
             path=str(paths[who.query_rows[query]]),
-            pid=int(pids[who.query_rows[query]]),
+            pid=name(pids[who.query_rows[query]]),
             other_path=str(paths[who.gallery_rows[first_wrong[query]]]),
-            other_pid=int(pids[who.gallery_rows[first_wrong[query]]]),
+            other_pid=name(pids[who.gallery_rows[first_wrong[query]]]),
             distance_share=float(np.sqrt(wrong_sq[query] / right_sq[query])),
         )
         for query in mutual
-        if pids[who.gallery_rows[first_wrong[query]]] > 0 or not report.num_distractors
+        if not is_distractor[who.gallery_rows[first_wrong[query]]]
     ]
     return Details(
-        camera_pairs=pairs,
+        camera_pairs=[
+            replace(pair, query_camid=camera(int(pair.query_camid)), gallery_camid=camera(int(pair.gallery_camid)))
+            for pair in pairs
+        ],
         worst=[
             WorstQuery(
                 path=str(paths[row]),
-                pid=int(pids[row]),
-                camid=int(camids[row]),
+                pid=name(pids[row]),
+                camid=camera(camids[row]),
                 ap_hits=float(report.plain.ap_hits[query]),
                 first_hit_place=int(report.plain.first_hit[query]) + 1,
             )
@@ -133,8 +148,10 @@ def details_of(features: ReidFeatures, report: RankReport, *, num_worst: int = 1
             for row in [who.query_rows[query]]
         ],
         confused=[
-            ConfusedPair(*pair, count) for pair, count in sorted(confused.items(), key=lambda kv: (-kv[1], kv[0]))
+            ConfusedPair(name(pid), name(other), count)
+            for (pid, other), count in sorted(confused.items(), key=lambda kv: (-kv[1], kv[0]))
         ],
+        num_distracted=len(mistaken) - len(people),
         label_errors=sorted(errors, key=lambda error: (error.distance_share, error.path)),
     )
 

@@ -12,17 +12,18 @@ along and left alone by the ranking.
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from reid_eval.arrays import StoredArrays, open_npz
 from reid_eval.errors import ReidError
 from reid_eval.files import atomic_path, fingerprint
+from reid_eval.reading import reading, refuse_irregular
 
 FORMAT = 1
 
@@ -48,7 +49,8 @@ class ReidFeatures:
         camids    (N,)    int64, at least -1
         splits    (N,)    str
         paths     (N,)    str, for reading only: nothing is opened
-    `meta` is a JSON object: package version, fingerprints of the inputs, extractor or checkpoint.
+    `meta` is a JSON object: package version, fingerprints of the inputs, extractor or checkpoint. Where identities were
+    words, `meta["names"]` has the word for each number: {"1": "Anna"}, and `meta["camera_names"]` those of cameras.
 
     Raises:
         FeatureFileError: lengths differ, a value is not finite, labels are not whole numbers from -1 up, or `meta`
@@ -83,8 +85,7 @@ class ReidFeatures:
         }
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
-            found = ", ".join(f"{name} {length}" for name, length in lengths.items())
-            raise FeatureFileError(f"features: every picture needs one row in each array, found lengths {found}")
+            raise FeatureFileError(_unlike(lengths))
         bad = _rows_not_finite(features)
         if len(bad):
             raise FeatureFileError(
@@ -134,6 +135,14 @@ class ReidFeatures:
             meta=self.meta,
         )
 
+    def name_of(self, pid: int) -> int | str:
+        """What an identity is called: the word that it was given by, else its number."""
+        return named(self.meta, "names", pid)
+
+    def camera_name(self, camid: int) -> int | str:
+        """What a camera is called, likewise."""
+        return named(self.meta, "camera_names", camid)
+
     @property
     def fingerprint(self) -> str:
         """A short hash of vectors, identities, cameras and splits; paths and meta do not count."""
@@ -157,14 +166,18 @@ class ReidFeatures:
         Raises:
             FeatureFileError: the file is missing, damaged, no feature file, or of a format we do not know.
         """
-        return ReidFeatures.from_arrays(arrays_of_npz(file), file)
+        with open_feature_file(file) as arrays:
+            return ReidFeatures.from_arrays(arrays, file)
 
     @staticmethod
-    def from_arrays(arrays: Mapping[str, np.ndarray], file: Path | str) -> ReidFeatures:
-        """Features from the arrays of a feature file, which `file` names in messages."""
+    def from_arrays(arrays: StoredArrays, file: Path | str) -> ReidFeatures:
+        """Features from the arrays of a feature file, which `file` names in messages.
+
+        What the arrays say of themselves is compared before the large one is read.
+        """
         missing = [name for name in ("format", *_ARRAYS, "meta") if name not in arrays]
         if missing:
-            found = _some_of(sorted(arrays)) or "no named arrays"
+            found = some_of(sorted(arrays)) or "no named arrays"
             raise FeatureFileError(
                 f"{file}: not a feature file: {', '.join(missing)} missing, found {found}; see docs/evaluation.md"
             )
@@ -173,13 +186,61 @@ class ReidFeatures:
                 f"{file}: feature file of format {arrays['format']}, this version reads format {FORMAT}; "
                 "extract again or use the version that wrote it"
             )
-        try:
+        lengths = {name: (arrays.header(name).shape or (1,))[0] for name in _ARRAYS}
+        if len(set(lengths.values())) > 1:
+            raise FeatureFileError(f"{file}: {_unlike(lengths)}")
+        with reading(file, FeatureFileError, "the meta of a feature file in JSON", remedy="extract again"):
             meta = json.loads(str(arrays["meta"]))
-            return ReidFeatures(**{name: arrays[name] for name in _ARRAYS}, meta=meta)
-        except json.JSONDecodeError as error:
-            raise FeatureFileError(f"{file}: its meta is not JSON ({error}); extract again") from None
+        columns = {name: arrays[name] for name in _ARRAYS if name != "features"}
+        try:
+            return ReidFeatures(features=vectors_of(arrays, "features"), **columns, meta=meta)
         except FeatureFileError as error:
-            raise FeatureFileError(f"{file}: {error}") from None
+            raise _about(file, error) from None
+
+
+@contextmanager
+def open_feature_file(file: Path | str) -> Iterator[StoredArrays]:
+    """The arrays of a feature file of ours, or of another program's .npz, within the block.
+
+    Raises:
+        FeatureFileError: the file is missing or damaged; while arrays are read too.
+    """
+    expected = "a feature file, the .npz that reid-models extract writes"
+    if not refuse_irregular(file, FeatureFileError, expected):
+        raise FeatureFileError(f"{file}: not a feature file: it is empty; expected what reid-models extract writes")
+    with reading(file, FeatureFileError, expected), open(file, "rb") as stream:
+        start = stream.read(4)
+    if start != b"PK\x03\x04":
+        raise FeatureFileError(
+            f"{file}: not a feature file: it begins with {start!r} and not as .npz files do; expected what reid-models "
+            "extract writes"
+        )
+    with open_npz(file, FeatureFileError, expected) as arrays:
+        yield arrays
+
+
+def vectors_of(arrays: StoredArrays, name: str) -> np.ndarray:
+    """An array of vectors; a large one is left on the disk, if it can be read there."""
+    if arrays.header(name).nbytes >= _MAPPED_BYTES and (mapped := arrays.mapped(name)) is not None:
+        return mapped
+    return arrays[name]
+
+
+def _about(file: Path | str, error: FeatureFileError) -> FeatureFileError:
+    """The same with the file's name at its beginning."""
+    return error if str(error).startswith(f"{file}:") else FeatureFileError(f"{file}: {error}")
+
+
+def named(meta: Mapping[str, Any], kind: str, number: int) -> int | str:
+    """What `meta` calls a number of some kind ("names", "camera_names"); the number itself where it has no word."""
+    names = meta.get(kind)
+    word = names.get(str(number)) if isinstance(names, dict) else None
+    return int(number) if word is None else str(word)
+
+
+def _unlike(lengths: dict[str, int]) -> str:
+    found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+    return f"features: every picture needs one row in each array, found lengths {found}"
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
@@ -234,31 +295,6 @@ def stacked(parts: Sequence[np.ndarray]) -> Any:
     return np.concatenate(parts)
 
 
-def _mapped_features(file: Path) -> dict[str, np.ndarray]:
-    """The array "features" of a .npz, mapped from the disk if large and not compressed; its checksum is tested."""
-    with zipfile.ZipFile(file) as archive:
-        entry = next((entry for entry in archive.infolist() if entry.filename == "features.npy"), None)
-        if entry is None or entry.compress_type != zipfile.ZIP_STORED or entry.file_size < _MAPPED_BYTES:
-            return {}
-        with archive.open(entry) as content:
-            version = np.lib.format.read_magic(content)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, in_columns, dtype = read_header(content)
-            start = content.tell()
-            while content.read(1 << 20):  # to the end, where the checksum is compared
-                pass
-        with file.open("rb") as stream:
-            stream.seek(entry.header_offset + 26)  # the lengths of the name and of the extra field of this entry
-            name_length, extra_length = (int.from_bytes(stream.read(2), "little") for _ in range(2))
-    offset = entry.header_offset + 30 + name_length + extra_length + start
-    if dtype.hasobject:
-        raise ValueError("Object arrays cannot be loaded")
-    order: Any = "F" if in_columns else "C"
-    return {"features": np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape, order=order)}
-
-
 def is_mapped(array: np.ndarray) -> bool:
     """Whether the numbers lie in a file and come into memory as they are needed."""
     if isinstance(array, StackedVectors):
@@ -278,39 +314,8 @@ def _rows_not_finite(features: np.ndarray) -> np.ndarray:
     return np.concatenate(bad) if bad else np.empty(0, dtype=np.int64)
 
 
-def arrays_of_npz(file: Path | str) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file by name."""
-    try:
-        with open(file, "rb") as stream:
-            start = stream.read(4)
-            if start != b"PK\x03\x04":
-                found = f"begins with {start!r} and not as .npz files do" if start else "is empty"
-                raise FeatureFileError(
-                    f"{file}: not a feature file: it {found}; expected what reid-models extract writes"
-                )
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as archive:
-                mapped = _mapped_features(Path(file))
-                names = [name for name in archive.files if name not in mapped]
-                arrays = {name: archive[name] for name in names}
-                return mapped | {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
-    except FileNotFoundError:
-        raise FeatureFileError(f"{file}: no such feature file; write one with reid-models extract") from None
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise FeatureFileError(
-            f"{file}: cannot be read ({reason}); expected the .npz that reid-models extract writes"
-        ) from None
-    # zipfile says RuntimeError or NotImplementedError where a damaged header claims encryption or another method.
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, RuntimeError, MemoryError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FeatureFileError(
-            f"{file}: not a feature file, or one that was cut off or damaged ({reason}); expected the .npz that "
-            "reid-models extract writes; extract again"
-        ) from None
-
-
-def _some_of(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """The first names of a list, for messages."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 

@@ -316,13 +316,20 @@ def fingerprint(parts: Iterable[bytes | memoryview | str | tuple[int, Iterable[m
     """
     digest = hashlib.sha256()
     for part in parts:
-        # Bytes of file names that are no UTF-8 arrive as surrogates and are those bytes again here.
-        data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        data = _encoded(part) if isinstance(part, str) else part
         length, pieces = data if isinstance(data, tuple) else (len(data), [data])
         digest.update(length.to_bytes(8, "little"))
         for piece in pieces:
             digest.update(piece)
     return digest.hexdigest()[:16]
+
+
+def _encoded(text: str) -> bytes:
+    """Bytes of file names that are no UTF-8 arrive as surrogates and are those bytes again here."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # halves of characters, which no file name is made of
+        return text.encode("utf-8", "surrogatepass")
 
 
 def file_fingerprint(path: Path | str) -> str:

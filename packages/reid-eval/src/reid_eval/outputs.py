@@ -55,14 +55,16 @@ def claim_file(
     the file has to say "made by MAKER". `inputs` are the files and folders that the command reads: none of them, and
     no file that lies in such a folder and is not the command's own, is ever replaced. `suffixes` are those that the
     name may end in. `overwrite` allows everything else. Nothing is changed here.
+    A folder above it that may not be written to is refused too, so a command that asks before its work loses none.
 
     Raises:
         OutputError: it may not; says why, and what to do.
     """
     file = Path(file)
-    _refuse_wrong_suffix(file, list(suffixes))
     if file.is_dir():
         raise OutputError(f"{file}: is a folder; expected a file's name")
+    _refuse_wrong_suffix(file, list(suffixes))
+    _refuse_unwritable(file)
     if not os.path.lexists(file) or not file.exists():  # also a link that leads nowhere
         return file
     read = [Path(place) for place in inputs]
@@ -86,6 +88,15 @@ def _refuse_wrong_suffix(file: Path, suffixes: list[str]) -> None:
     if suffixes and file.suffix.lower() not in suffixes:
         expected = " or ".join([", ".join(suffixes[:-1]), suffixes[-1]] if len(suffixes) > 1 else suffixes)
         raise OutputError(f"{file}: expected a name that ends in {expected}")
+
+
+def _refuse_unwritable(file: Path) -> None:
+    """What is above the file and exists has to be a folder that may be written to."""
+    above = next(folder for folder in file.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise OutputError(f"{file}: {above} is not a folder; choose another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"{file}: {above} may not be written to; choose another place")
 
 
 def _lies_in(file: Path, folder: Path) -> bool:

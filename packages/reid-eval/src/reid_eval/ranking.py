@@ -5,7 +5,8 @@ an ordinary wrong answer. What else is left out for a query is the protocol's:
 
     cross-camera   gallery pictures with the query's identity *and* camera; an unknown camera (-1) equals no other
     no-camera      nothing: cameras are not looked at
-    leave-one-out  the query's own picture: every picture of a person is a query against all others
+    leave-one-out  the query's own picture: every picture of a person is a query against all others. Where there are no
+                   splits "query" and "gallery", all pictures take part, and identity 0 is a person like others
 
 Equal distances keep the order of the gallery. Average precision is published in two forms, "hits" and "trapezoid" (see
 `scores`); both are always reported.
@@ -18,16 +19,15 @@ Equal distances keep the order of the gallery. Average precision is published in
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import platform
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -53,6 +53,7 @@ from reid_eval.features import ReidFeatures, is_mapped
 from reid_eval.neighbours import FeatureDistances
 from reid_eval.places import PlaceCounts, RightAnswers, Ties, right_answers
 from reid_eval.progress import progress
+from reid_eval.records import RankedData
 from reid_eval.rerank import (
     RerankParams,
     RoughBlock,
@@ -61,6 +62,7 @@ from reid_eval.rerank import (
     swept_blocks,
 )
 from reid_eval.scores import REPORTED_RANKS, QueryScores, SingleShot, SingleShotCurves, scores_from_places
+from reid_eval.tables import csv_text
 from reid_eval.threads import num_side_by_side, side_by_side
 
 if TYPE_CHECKING:
@@ -109,6 +111,8 @@ class RankReport:
     num_copies: int  # queries with a right answer at distance 0
     query_rows: np.ndarray  # (Q,) rows of the feature file: entry q of every per-query array is about row query_rows[q]
     made_by: dict[str, Any]
+    data: RankedData  # who was searched for among whom
+    alpha: float | None = None  # weight of the vectors' fine part, where it was chosen; see `parts`
 
     @property
     def map_hits(self) -> float:
@@ -136,11 +140,7 @@ class RankReport:
 
     def to_text(self) -> str:
         """A table for people: percentages, then the counts and conventions behind them."""
-        columns = [column for column in (self.plain, self.reranked) if column is not None]
-        lines = [" " * 17 + "".join(f"{name:>12}" for name in ("plain", "re-ranked")[: len(columns)])]
-        for label, _, values in self._rows(columns):
-            lines.append(f"{label:<17}" + "".join(f"{100 * value:>11.2f}%" for value in values))
-        return "\n".join([*lines, "", *self._remarks()])
+        return text_of_reports([self])
 
     def to_json(
         self, swept: Sequence[tuple[RerankParams, QueryScores]] | None = None, details: Details | None = None
@@ -158,25 +158,16 @@ class RankReport:
 
     def to_csv(self, features: ReidFeatures) -> str:
         """A line per query: file, labels, both average precisions, INP, place of the first hit, and the counts."""
-        columns = [("", self.plain)] + ([] if self.reranked is None else [("_rerank", self.reranked)])
-        names = ["path", "pid", "camid", "right_answers", "left_out"]
-        names += [
-            f"{name}{suffix}" for suffix, _ in columns for name in ("ap_hits", "ap_trapezoid", "inp", "first_hit_place")
-        ]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(names)
-        for query, row in enumerate(self.query_rows):
-            line = [features.paths[row], features.pids[row], features.camids[row]]
-            line += [self.plain.num_good[query], self.plain.num_same_camera[query]]
-            for _, scores in columns:
-                if not scores.valid[query]:
-                    line += [""] * 4
-                    continue
-                numbers = (scores.ap_hits[query], scores.ap_trapezoid[query], scores.inp[query])
-                line += [*(repr(float(number)) for number in numbers), int(scores.first_hit[query]) + 1]
-            writer.writerow(line)
-        return text.getvalue()
+        return csv_of_reports([self], features)
+
+    @property
+    def columns(self) -> list[tuple[str, str, QueryScores]]:
+        """What the report shows: heading, what its names end in, and scores."""
+        suffix = "" if self.alpha is None else f"_{alpha_name(self.alpha)}"
+        shown = [("plain", suffix, self.plain)]
+        if self.reranked is not None:
+            shown.append(("re-ranked", f"{suffix}_rerank", self.reranked))
+        return shown
 
     def with_reranked(self, params: RerankParams, scores: QueryScores) -> RankReport:
         """The same plain scores with others beside them."""
@@ -201,6 +192,7 @@ class RankReport:
             },
             "protocol_name": self.protocol_name,
             "multi_query": self.multi_query,
+            "alpha": self.alpha,
             "single_shot": None if self.single_shot is None else _single_shot_json(self.single_shot),
             "average_precision": {name: _MEANING[name] for name in ("map_hits", "map_trapezoid")},
             "ties": self.ties,
@@ -208,6 +200,7 @@ class RankReport:
             "normalisation": _NORMALISATION[self.metric],
             "rerank": None if self.rerank is None else _params_json(self.rerank),
             "protocol": self.protocol,
+            "record": self.record(self.rerank),
             "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
             "made_by": self.made_by,
         }
@@ -217,25 +210,43 @@ class RankReport:
         from reid_eval.report import MetricResult
 
         results = []
-        for scores, suffix in ((self.plain, ""), (self.reranked, "_rerank")):
-            if scores is None:
-                continue
+        for _, suffix, scores in self.columns:
             made_by = {**self.made_by, "metric": self.metric, "protocol": self.protocol_name}
-            protocol = self.protocol
-            if suffix and self.rerank is not None:
-                made_by["rerank"] = _params_json(self.rerank)
-                protocol = f"{protocol} {rerank_sentence(self.rerank)}"
-            for _, name, (value,) in self._rows([scores]):
+            protocol, rerank = self.protocol, None
+            if scores is self.reranked and self.rerank is not None:
+                rerank = self.rerank
+                made_by["rerank"] = _params_json(rerank)
+                protocol = f"{protocol} {rerank_sentence(rerank)}"
+            for _, name, (value,) in _rows([scores]):
                 results.append(
                     MetricResult(
                         name=f"{name}{suffix}",
                         value=value,
                         higher_is_better=True,
                         protocol=f"{_MEANING[name]} {protocol}",
-                        made_by=made_by,
+                        made_by={**made_by, "how": self.record(rerank, name)},
                     )
                 )
         return results
+
+    def record(self, rerank: RerankParams | None = None, name: str = "") -> dict[str, Any]:
+        """All that has to be the same where a number, of the metric `name`, is compared with another; see `cards`."""
+        record = {
+            **self.data.record,
+            "queries": len(self.query_rows),
+            "gallery": self.num_gallery,
+            "protocol": self.protocol_name,
+            "distance": self.metric,
+            "ties": self.ties,
+            "multi-query": self.multi_query or "none",
+            "re-ranking": "none" if rerank is None else _params_text(rerank),
+        }
+        if form := _FORMS.get(name):
+            record["average precision"] = form
+        if self.single_shot is not None and name.endswith("_single_shot"):
+            shots = _single_shot_json(self.single_shot)
+            record["single shot"] = " ".join(f"{key} {said}" for key, said in shots.items())
+        return record
 
     @property
     def protocol(self) -> str:
@@ -256,6 +267,8 @@ class RankReport:
             f"{_count(self.num_invalid_queries, 'query', 'queries')} without a right image."
         )
         yield _TIES[self.ties]
+        if self.alpha is not None:
+            yield _ALPHA_ALONE if self.alpha == -1 else f"Coarse and fine part of the vectors count 1 : {self.alpha:g}."
         if self.num_unpooled:
             yield f"{_count(self.num_unpooled, 'query has', 'queries have')} no same-camera pictures and stand alone."
         if self.single_shot is not None:
@@ -266,17 +279,6 @@ class RankReport:
                 f"{_count(self.num_unknown_gallery_cameras, 'gallery image')} is unknown: the same-camera rule could "
                 "not be applied to them."
             )
-
-    def _rows(self, columns: list[QueryScores]) -> Iterator[tuple[str, str, list[float]]]:
-        yield "mAP (hits)", "map_hits", [scores.map_hits for scores in columns]
-        yield "mAP (trapezoid)", "map_trapezoid", [scores.map_trapezoid for scores in columns]
-        yield "mINP", "minp", [scores.minp for scores in columns]
-        for k in REPORTED_RANKS:
-            yield f"rank-{k}", f"rank{k}", [scores.rank_at(k) for scores in columns]
-        curves = [curve for scores in columns if (curve := scores.single_shot_cmc) is not None]
-        if curves:
-            for k in REPORTED_RANKS:
-                yield f"rank-{k} (1 shot)", f"rank{k}_single_shot", [float(curve[k - 1]) for curve in curves]
 
     def _remarks(self) -> Iterator[str]:
         yield "hits: mean precision at each hit (torchreid, fast-reid); trapezoid: the official Market-1501 evaluation"
@@ -298,6 +300,86 @@ class RankReport:
             )
 
 
+def _rows(columns: Sequence[QueryScores]) -> Iterator[tuple[str, str, list[float]]]:
+    """Label, name of the metric, and its value in each column."""
+    yield "mAP (hits)", "map_hits", [scores.map_hits for scores in columns]
+    yield "mAP (trapezoid)", "map_trapezoid", [scores.map_trapezoid for scores in columns]
+    yield "mINP", "minp", [scores.minp for scores in columns]
+    for k in REPORTED_RANKS:
+        yield f"rank-{k}", f"rank{k}", [scores.rank_at(k) for scores in columns]
+    curves = [curve for scores in columns if (curve := scores.single_shot_cmc) is not None]
+    if curves:
+        for k in REPORTED_RANKS:
+            yield f"rank-{k} (1 shot)", f"rank{k}_single_shot", [float(curve[k - 1]) for curve in curves]
+
+
+def text_of_reports(reports: Sequence[RankReport]) -> str:
+    """A table for people of one report, or of several that differ in alpha alone: percentages, then what is behind."""
+    columns = [column for report in reports for column in report.columns]
+    width = 12 if len(columns) < 4 else 10
+    lines = [" " * 17 + "".join(f"{heading:>{width}}" for heading, _, _ in columns)]
+    if alphas := [f"alpha {report.alpha:g}" for report in reports for _ in report.columns if report.alpha is not None]:
+        lines.insert(0, " " * 17 + "".join(f"{alpha:>{width}}" for alpha in alphas))
+    for label, _, values in _rows([scores for _, _, scores in columns]):
+        lines.append(f"{label:<17}" + "".join(f"{100 * value:>{width - 1}.2f}%" for value in values))
+    said = [list(report._remarks()) for report in reports]
+    common = [remark for remark in said[0] if all(remark in others for others in said)]
+    of_one = dict.fromkeys(
+        f"alpha {report.alpha:g}: {remark}"
+        for report, remarks in zip(reports, said, strict=True)
+        for remark in remarks
+        if remark not in common
+    )
+    return "\n".join([*lines, "", *common, *of_one])
+
+
+def csv_of_reports(reports: Sequence[RankReport], features: ReidFeatures) -> str:
+    """A line per query of one report, or of several that differ in alpha alone."""
+    first, *_ = reports
+    columns = [column for report in reports for column in report.columns]
+    names = [*QUERY_COLUMNS]
+    names += [f"{name}{suffix}" for _, suffix, _ in columns for name in _SCORE_COLUMNS]
+    lines = []
+    for query, row in enumerate(first.query_rows):
+        line: list[Any] = [str(features.paths[row])]
+        line += [features.name_of(features.pids[row]), features.camera_name(features.camids[row])]
+        line += [first.plain.num_good[query], first.plain.num_same_camera[query]]
+        for _, _, scores in columns:
+            if not scores.valid[query]:
+                line += [""] * len(_SCORE_COLUMNS)
+                continue
+            numbers = (scores.ap_hits[query], scores.ap_trapezoid[query], scores.inp[query])
+            line += [*(float(number) for number in numbers), int(scores.first_hit[query]) + 1]
+        lines.append(line)
+    return csv_text([names, *lines])
+
+
+QUERY_COLUMNS = ("path", "pid", "camid", "right_answers", "left_out")
+
+
+def is_query_table(file: Path | str) -> bool:
+    """Whether a file is a table of `csv_of_reports`, by the columns that it begins with."""
+    start = ",".join([*QUERY_COLUMNS, *_SCORE_COLUMNS[:1]]).encode()
+    with open(file, "rb") as stream:
+        return stream.read(len(start)) == start
+
+
+def metric_names(alphas: Sequence[float] = (), *, reranked: bool, single_shot: bool) -> list[str]:
+    """What the metrics of a report, or of several, will be called."""
+    measures = [name for name in _MEANING if single_shot or not name.endswith("_single_shot")]
+    suffixes = [f"_{alpha_name(alpha)}" for alpha in alphas] or [""]
+    ends = ["", "_rerank"] if reranked else [""]
+    return [f"{name}{suffix}{end}" for suffix in suffixes for end in ends for name in measures]
+
+
+_SCORE_COLUMNS = ("ap_hits", "ap_trapezoid", "inp", "first_hit_place")
+
+
+def alpha_name(alpha: float) -> str:
+    """How the name of a metric tells alpha: alpha_0_5, alpha_minus_1."""
+    return "alpha_" + f"{alpha:g}".replace("-", "minus_").replace("+", "").replace(".", "_")
+
+
 _MEANING = {
     "map_hits": "Mean average precision, mean of the precision at each hit (the form of torchreid and fast-reid).",
     "map_trapezoid": "Mean average precision, trapezoid form (the official Market-1501 evaluation).",
@@ -310,6 +392,11 @@ _MEANING = {
         f"rank{k}_single_shot": f"Single-gallery-shot match, rank-{k}: one picture of each identity in the gallery."
         for k in REPORTED_RANKS
     },
+}
+
+_FORMS = {
+    "map_hits": "hits (mean of the precision at each hit)",
+    "map_trapezoid": "trapezoid (the official Market-1501 evaluation)",
 }
 
 _DISTANCE: dict[Metric, str] = {
@@ -327,6 +414,8 @@ _NORMALISATION: dict[Metric, str] = {
     "hamming": "none",
     "hamming-packed": "none",
 }
+
+_ALPHA_ALONE = "Only the fine part of the vectors counts (alpha -1)."
 
 _TIES: dict[Ties, str] = {
     "index": "Equal distances in gallery order.",
@@ -398,10 +487,10 @@ def contest(
         if protocol == "leave-one-out":
             raise RankingError(
                 f"no picture has a right answer: all {len(query_rows)} have different identities "
-                f"({_ten_of(pids[query_rows])}); expected several pictures of a person"
+                f"({_ten_of(pids[query_rows], features.name_of)}); expected several pictures of a person"
             )
         why = _why_no_valid_query(
-            pids[query_rows], camids[query_rows], pids[gallery_rows], camids[gallery_rows], answers
+            pids[query_rows], camids[query_rows], pids[gallery_rows], camids[gallery_rows], answers, features.name_of
         )
         raise RankingError(why + _misread_cameras(features, np.concatenate([query_rows, gallery_rows])))
     ranked = np.concatenate([query_rows, gallery_rows])
@@ -518,7 +607,7 @@ def rank_swept(
     if single_shot is not None:
         curves = SingleShotCurves(who.answers, features.pids[who.gallery_rows], single_shot)
     with ThreadPoolExecutor(1) as beside:
-        fingerprint = beside.submit(lambda: features.fingerprint)  # of large files it takes seconds
+        vectors = beside.submit(lambda: features.fingerprint)  # of large files it takes seconds
         plain, swept, num_copies = _scored(who, plan, sweep, curves, ties)
 
     camids = features.camids
@@ -533,16 +622,28 @@ def rank_swept(
         single_shot=single_shot,
         ties=ties,
         num_gallery=len(who.gallery),
-        num_distractors=int(_is_distractor(features)[who.gallery_rows].sum()),
+        num_distractors=int(distractors(features)[who.gallery_rows].sum()),
         num_junk=who.num_junk,
         num_unknown_query_cameras=int((camids[who.query_rows] == -1).sum()) if looks_at_cameras else 0,
         num_unknown_gallery_cameras=int((camids[who.gallery_rows] == -1).sum()) if looks_at_cameras else 0,
         num_unpooled=who.num_unpooled,
         num_copies=num_copies,
         query_rows=who.query_rows,
-        made_by={**features.meta, "reid_eval": __version__, "features": fingerprint.result()},
+        made_by={
+            **{key: value for key, value in features.meta.items() if key not in _NOT_OF_THE_MAKING},
+            "reid_eval": __version__,
+            "features": vectors.result(),
+        },
+        data=RankedData.of(
+            features, who.query_rows, who.gallery_rows, cameras=looks_at_cameras or multi_query is not None
+        ),
+        alpha=features.meta.get("alpha"),
     )
     return report, swept
+
+
+# What the meta of a feature file says of its rows, and not of what made them.
+_NOT_OF_THE_MAKING = ("names", "camera_names", "picture_names", "parts")
 
 
 def sweep_text(sweep: Sequence[RerankParams], swept: Sequence[QueryScores]) -> str:
@@ -558,16 +659,18 @@ def sweep_text(sweep: Sequence[RerankParams], swept: Sequence[QueryScores]) -> s
 
 def rank_distances(
     distances: np.ndarray,
+    *,
     q_pids: np.ndarray,
     q_camids: np.ndarray,
     g_pids: np.ndarray,
     g_camids: np.ndarray,
-    *,
     cameras: bool = True,
     single_shot: SingleShot | None = None,
     ties: Ties = "index",
 ) -> QueryScores:
     """Score distances that somebody else computed, (Q, G), smaller is closer; the rules are those of `rank`.
+
+    Labels are named, since programs disagree about their order: q_pids, q_camids (Q,), g_pids, g_camids (G,).
 
     Raises:
         RankingError: shapes do not match, a distance is NaN or infinite, a query is junk, no query is valid.
@@ -780,15 +883,23 @@ def _rows_of(features: ReidFeatures, protocol: ProtocolName) -> tuple[np.ndarray
     """Rows of the queries and of the gallery without junk, and how many junk crops there were."""
     is_query, is_gallery = features.splits == "query", features.splits == "gallery"
     if protocol == "leave-one-out":
-        ranked = is_query | is_gallery
+        ranked = is_query | is_gallery if has_splits(features) else features.splits != MULTI_QUERY
         if not ranked.any():
             raise RankingError(f"features: no pictures to rank; {_found_splits(features)}")
+        if (features.pids[ranked] == -1).all():
+            raise RankingError(
+                f"features: all {ranked.sum()} pictures have pid -1 (junk, or nobody knows who); expected identities; "
+                "name people by a folder each, or in a table"
+            )
         junk = ranked & (features.pids == -1)
         gallery_rows = np.flatnonzero(ranked & ~junk)
-        return np.flatnonzero(ranked & ~junk & ~_is_distractor(features)), gallery_rows, int(junk.sum())
+        return np.flatnonzero(ranked & ~junk & ~distractors(features)), gallery_rows, int(junk.sum())
     for name, rows in (("query", is_query), ("gallery", is_gallery)):
         if not rows.any():
-            raise RankingError(f"features: no {name} pictures; {_found_splits(features)}")
+            raise RankingError(
+                f"features: no {name} pictures; {_found_splits(features)}; without them rank by the protocol "
+                "leave-one-out"
+            )
     query_rows = np.flatnonzero(is_query)
     _refuse_junk_queries(features.pids[query_rows])
     junk = is_gallery & (features.pids == -1)
@@ -798,14 +909,29 @@ def _rows_of(features: ReidFeatures, protocol: ProtocolName) -> tuple[np.ndarray
     return query_rows, gallery_rows, int(junk.sum())
 
 
+def fitting_protocol(features: ReidFeatures) -> tuple[ProtocolName, str]:
+    """The protocol that these data allow, and why it is not cross-camera; nothing where it is."""
+    if not has_splits(features):
+        return "leave-one-out", "no split query or gallery, so every picture is a query against all others"
+    ranked = np.isin(features.splits, ("query", "gallery"))
+    if (features.camids[ranked] == -1).all():
+        return "no-camera", "no camera is known, so none is left out"
+    return "cross-camera", ""
+
+
+def has_splits(features: ReidFeatures) -> bool:
+    """Whether any picture is of split "query" or "gallery"; if not, only leave-one-out can rank them."""
+    return bool(np.isin(features.splits, ("query", "gallery")).any())
+
+
 def _found_splits(features: ReidFeatures) -> str:
     found = ", ".join(sorted(set(features.splits.tolist()))) or "nothing"
     return f"found splits {found}, expected query and gallery"
 
 
-def _is_distractor(features: ReidFeatures) -> np.ndarray:
-    """(N,) bool. MSMT17 numbers its people from 0: where a query has pid 0, that is a person and no distractor."""
-    if (features.pids[features.splits == "query"] == 0).any():
+def distractors(features: ReidFeatures) -> np.ndarray:
+    """(N,) bool. Distractors stand in a gallery; and where a query has pid 0, as in MSMT17, that is a person too."""
+    if not has_splits(features) or (features.pids[features.splits == "query"] == 0).any():
         return np.zeros(len(features), dtype=bool)
     return features.pids == 0
 
@@ -1051,14 +1177,19 @@ def _scores_of_blocks(
 
 
 def _why_no_valid_query(
-    q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray, answers: RightAnswers
+    q_pids: np.ndarray,
+    q_camids: np.ndarray,
+    g_pids: np.ndarray,
+    g_camids: np.ndarray,
+    answers: RightAnswers,
+    name_of: Callable[[int], int | str] = int,
 ) -> str:
     shared = len(np.intersect1d(q_pids, g_pids))
     message = f"no query has a right answer: query and gallery share {_count(shared, 'identity', 'identities')}"
     if not shared:
         return (
-            f"{message} (queries: {_ten_of(q_pids)}; gallery: {_ten_of(g_pids)}); expected the same people in both; "
-            "are the labels of one of them numbered anew?"
+            f"{message} (queries: {_ten_of(q_pids, name_of)}; gallery: {_ten_of(g_pids, name_of)}); expected the same "
+            "people in both; are the labels of one of them numbered anew?"
         )
     return (
         f"{message}, all of them only in the query's own camera ({answers.num_left_out.sum()} images left out; cameras "
@@ -1067,9 +1198,10 @@ def _why_no_valid_query(
     )
 
 
-def _ten_of(numbers: np.ndarray) -> str:
+def _ten_of(numbers: np.ndarray, name_of: Callable[[int], int | str] = int) -> str:
     found = np.unique(numbers)
-    return ", ".join(map(str, found[:10])) + (f", ... ({len(found)})" if len(found) > 10 else "")
+    first = ", ".join(str(name_of(number)) for number in found[:10].tolist())
+    return first + (f", ... ({len(found)})" if len(found) > 10 else "")
 
 
 def _misread_cameras(features: ReidFeatures, rows: np.ndarray) -> str:
@@ -1101,6 +1233,10 @@ def _scores_json(scores: QueryScores) -> dict[str, Any]:
 
 def _params_json(params: RerankParams) -> dict[str, float | str]:
     return {"k1": params.k1, "k2": params.k2, "lambda": params.lambda_, "distance": params.distance}
+
+
+def _params_text(params: RerankParams) -> str:
+    return " ".join(f"{key}={value}" for key, value in _params_json(params).items())
 
 
 def _single_shot_json(how: SingleShot) -> dict[str, int | str]:

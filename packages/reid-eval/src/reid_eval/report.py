@@ -34,10 +34,18 @@ from typing import Any
 import reid_eval
 from reid_eval.errors import ReidError
 from reid_eval.files import file_fingerprint, list_images, read_pixels, write_text
+from reid_eval.locks import locked
+from reid_eval.outputs import claim_file, is_made_by
 from reid_eval.progress import duration
+from reid_eval.reading import read_json_object, read_text, reading
 
 METRIC_FORMAT = 1
 REPORT_FORMAT = 1
+
+REPORT_MAKER = "reid-eval report"
+"""as the page says in its head"""
+
+_MAX_DEPTH = 32
 
 
 class ReportError(ReidError):
@@ -49,13 +57,15 @@ class MetricResult:
     """One measured number.
 
     `name` says how it was measured (`map_hits_rerank`, `fid_inception`) and is its file name: lower case letters,
-    digits, `_`. `protocol` says the same in full sentences, and `made_by` names versions, inputs and networks.
-    The unit is "" for plain numbers and fractions 0..1.
+    digits, `_`. `protocol` says the same in full sentences, and `made_by` names versions, inputs and networks; its
+    entry `how` is the record of all that has to be the same where two values are compared, see `cards`.
+    The unit is "" for plain numbers and fractions 0..1. `higher_is_better` is None where neither is, as with
+    diversity, which is to be read beside that of real pictures.
     """
 
     name: str
     value: float
-    higher_is_better: bool
+    higher_is_better: bool | None
     protocol: str
     made_by: dict[str, Any]
     unit: str = ""
@@ -75,9 +85,13 @@ class MetricResult:
         """One JSON object, what `save` writes."""
         return json.dumps({"format": METRIC_FORMAT, **_plain(asdict(self))}, indent=2)
 
-    def save(self, folder: Path | str) -> Path:
-        """Write `folder/<name>.json`, replacing an earlier one; returns its path."""
-        file = Path(folder) / f"{self.name}.json"
+    def save(self, folder: Path | str, *, overwrite: bool = False) -> Path:
+        """Write `folder/<name>.json`, replacing an earlier measurement; returns its path.
+
+        Raises:
+            OutputError: what lies there is no metric file, and is not to be overwritten; or it cannot be written.
+        """
+        (file,) = claim_metrics(folder, [self.name], overwrite=overwrite)
         write_text(file, self.to_json() + "\n")
         return file
 
@@ -88,14 +102,17 @@ class MetricResult:
         Raises:
             ReportError: the file is missing, damaged, or of another format.
         """
-        try:
-            values = json.loads(Path(file).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ReportError(f"{file}: no such metric file") from None
-        except (ValueError, OSError) as error:
-            reason = (isinstance(error, OSError) and error.strerror) or error
-            raise ReportError(f"{file}: not a metric file ({reason}); measure again") from None
-        if not isinstance(values, dict) or "format" not in values:
+        return cls.from_json(read_json_object(file, ReportError, _EXPECTED), file)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], file: Path | str) -> MetricResult:
+        """A result from the object that a file holds.
+
+        Raises:
+            ReportError: it is none, or of another format.
+        """
+        values = dict(values)
+        if "format" not in values:
             raise ReportError(f"{file}: not a metric file (expected a JSON object with a format); measure again")
         found = values.pop("format")
         if found != METRIC_FORMAT:
@@ -103,21 +120,53 @@ class MetricResult:
                 f"{file}: metric format {found}, expected {METRIC_FORMAT}; made by another version of reid-eval"
             )
         expected = {key: kind for key, kind in _METRIC_FIELDS.items() if key in values or key != "unit"}
-        wrong = [key for key, kind in expected.items() if not isinstance(values.get(key), kind)]
+        wrong = [key for key, kind in expected.items() if key not in values or not isinstance(values[key], kind)]
         wrong += sorted(values.keys() - _METRIC_FIELDS.keys())
+        wrong += ["value"] if isinstance(values.get("value"), bool) else []
         if wrong:
             raise ReportError(f"{file}: not a metric file ({', '.join(wrong)} missing or wrong); measure again")
-        try:
+        if _is_deeper(values["made_by"], _MAX_DEPTH):
+            raise ReportError(f"{file}: not a metric file (made_by nested more than {_MAX_DEPTH} deep); measure again")
+        with reading(file, ReportError, _EXPECTED, remedy="measure again"):
             return cls(**{**values, "value": float(values["value"])})
-        except ValueError as error:
-            raise ReportError(f"{file}: not a metric file ({error}); measure again") from None
+
+
+_EXPECTED = "a metric file"
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, (Mapping, list, tuple)):
+        return False
+    inner = value.values() if isinstance(value, Mapping) else value
+    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
+
+
+def claim_metrics(
+    folder: Path | str, names: Iterable[str], *, inputs: Iterable[Path | str] = (), overwrite: bool = False
+) -> list[Path]:
+    """See that the files of some metrics may be written into a folder: absent, or earlier measurements.
+
+    Raises:
+        OutputError: one of them is something else, or the folder is none; nothing was changed.
+    """
+    files, inputs = [Path(folder) / f"{name}.json" for name in names], list(inputs)
+    return [
+        claim_file(file, "reid-eval", is_ours=_is_metric_file, inputs=inputs, overwrite=overwrite) for file in files
+    ]
+
+
+def _is_metric_file(file: Path) -> bool:
+    try:
+        return MetricResult.load(file).name == file.stem
+    except ReportError:
+        return False
 
 
 # What a metric file holds; the value may be the text "inf".
 _METRIC_FIELDS: Mapping[str, tuple[type, ...]] = {
     "name": (str,),
     "value": (int, float, str),
-    "higher_is_better": (bool,),
+    "higher_is_better": (bool, type(None)),
     "protocol": (str,),
     "made_by": (dict,),
     "unit": (str,),
@@ -145,6 +194,18 @@ class MetricRow:
 
     label: str
     results: tuple[MetricResult | None, ...]
+
+    @property
+    def higher_is_better(self) -> bool | None:
+        """None where neither is."""
+        return next(direction(result) for result in self.results if result is not None)
+
+    def beside_real(self, result: MetricResult) -> str:
+        """How far a value is from that of real pictures, where that is what it is to be read beside."""
+        real = next((one for one in self.results if one is not None and one.name.endswith("_real")), None)
+        if self.higher_is_better is not None or real is None or result is real:
+            return ""
+        return f"{result.value - real.value:+.4g} from real"
 
 
 @dataclass(frozen=True)
@@ -200,19 +261,20 @@ class _Table:
     percent: bool = False
 
 
+RANKING_MEASURES = {
+    "map_hits": "mAP (hits)",
+    "map_trapezoid": "mAP (trapezoid)",
+    **{f"rank{k}": f"rank-{k}" for k in (1, 3, 5, 10, 20)},
+    "minp": "mINP",
+}
 _LPIPS = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet"}
+_DIVERSITY = {
+    "ssim_within_identity": "SSIM within an identity",
+    "dssim_lab_within_identity_dgnet": "DSSIM in Lab (DG-Net's “SSIM”)",
+    **{f"lpips_{net}_within_identity": f"LPIPS within an identity, {name}" for net, name in _LPIPS.items()},
+}
 _TABLES = (
-    _Table(
-        "Finding people, in percent",
-        "plain",
-        {
-            "map_hits": "mAP (hits)",
-            "map_trapezoid": "mAP (trapezoid)",
-            **{f"rank{k}": f"rank-{k}" for k in (1, 3, 5, 10, 20)},
-            "minp": "mINP",
-        },
-        percent=True,
-    ),
+    _Table("Finding people, in percent", "plain", RANKING_MEASURES, percent=True),
     _Table(
         "Swaps against the true picture",
         "generated",
@@ -237,15 +299,7 @@ _TABLES = (
             "identity_margin": "identity, margin",
         },
     ),
-    _Table(
-        "How varied the pictures of a person are",
-        "generated",
-        {
-            "ssim_within_identity": "SSIM within an identity",
-            "dssim_lab_within_identity_dgnet": "DSSIM in Lab (DG-Net's “SSIM”)",
-            **{f"lpips_{net}_within_identity": f"LPIPS within an identity, {name}" for net, name in _LPIPS.items()},
-        },
-    ),
+    _Table("How varied the pictures of a person are", "generated", _DIVERSITY),
     _Table(
         "Pairs of pictures, how alike they are",
         "generated",
@@ -277,7 +331,7 @@ def group_metrics(results: Iterable[MetricResult]) -> list[MetricGroup]:
     for table in _TABLES:
         cells: dict[tuple[str, str], MetricResult] = {}
         for result in left:
-            measure = _measure(result.name, table.labels)
+            measure = measure_of(result, table.labels)
             if measure:
                 cells[measure, result.name.removeprefix(measure).lstrip("_")] = result
         left = [result for result in left if result not in cells.values()]
@@ -286,7 +340,7 @@ def group_metrics(results: Iterable[MetricResult]) -> list[MetricGroup]:
             MetricRow(label, tuple(cells.get((measure, variant)) for variant in variants))
             for measure, label in table.labels.items()
         )
-        columns = tuple(_VARIANTS.get(name, name.replace("_", " ")) or table.plain_column for name in variants)
+        columns = tuple(_column(name) or table.plain_column for name in variants)
         if cells:
             groups.append(
                 MetricGroup(table.title, columns, tuple(row for row in rows if any(row.results)), table.percent)
@@ -297,8 +351,22 @@ def group_metrics(results: Iterable[MetricResult]) -> list[MetricGroup]:
     return groups
 
 
-def _measure(name: str, known: Iterable[str]) -> str:
-    """The known measure that a name begins with, or nothing."""
+def _column(variant: str) -> str:
+    """What stands above the values of a variant: `alpha_0_5_rerank` is "alpha 0.5, re-ranked"."""
+    if match := re.fullmatch(r"alpha_(minus_)?(\d+)(?:_(\d+))?(_rerank)?", variant):
+        minus, whole, digits, rerank = match.groups()
+        return f"alpha {'-' * bool(minus)}{whole}{f'.{digits}' * bool(digits)}{', re-ranked' * bool(rerank)}"
+    return _VARIANTS.get(variant, variant.replace("_", " "))
+
+
+def direction(result: MetricResult) -> bool | None:
+    """Whether higher is better; None where neither is: diversity is to be as that of real pictures."""
+    return None if measure_of(result, _DIVERSITY) else result.higher_is_better
+
+
+def measure_of(result: MetricResult, known: Iterable[str]) -> str:
+    """The known measure that a result's name begins with, or nothing."""
+    name = result.name
     return next((measure for measure in known if name == measure or name.startswith(f"{measure}_")), "")
 
 
@@ -323,7 +391,7 @@ def report_of_folder(folder: Path | str, *, title: str = "") -> Report:
     if not files and not pictures:
         raise ReportError(
             f"{folder}: no metrics/*.json and no pictures/ or samples/ below it; is this the folder of a run? "
-            "Measure first, with --out FOLDER/metrics"
+            f"{how_to_measure(folder)}"
         )
     homes = sorted({file.parent.parent for file in files})
     groups = []
@@ -335,7 +403,8 @@ def report_of_folder(folder: Path | str, *, title: str = "") -> Report:
     lead = next((picture for picture in pictures if picture.column_axis), pictures[0] if pictures else None)
     return Report(
         title=title or f"Report of {folder.resolve().name}",
-        summary=f"{len(files)} measurements and {len(pictures)} pictures, collected below {folder}.",
+        summary=f"{len(files)} measurements and {len(pictures)} pictures, collected below {folder}."
+        + f" {how_to_measure(folder)}." * (not files),
         lead=lead,
         groups=groups,
         pictures=[picture for picture in pictures if picture is not lead],
@@ -345,11 +414,27 @@ def report_of_folder(folder: Path | str, *, title: str = "") -> Report:
     )
 
 
+def how_to_measure(folder: Path) -> str:
+    """Which command makes numbers that a report of this folder would show, by what lies there."""
+    astray = next((file for file in sorted(folder.glob("*.json")) if _is_metric_file(file)), None)
+    if astray is not None:
+        return f"Only folders called metrics are collected: move {astray} and the like into {folder / 'metrics'}"
+    vectors = sorted(folder.rglob("features*.npz"))
+    if vectors:
+        return f"Measure first: reid-eval rank {vectors[0]} --out {vectors[0].parent / 'metrics'}"
+    runs = sorted(folder.rglob("run.json"))
+    if runs:
+        run = runs[0].parent
+        ranked = f"reid-eval rank {run}/features.npz --out {run}/metrics"
+        return f"Measure first: reid-models extract --run {run}, then {ranked}"
+    return (
+        f"Measure first: reid-eval rank FEATURES --out {folder}/metrics, reid-eval fid REAL GENERATED --out "
+        f"{folder}/metrics"
+    )
+
+
 def _settings_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ReportError(f"{file}: not a text in UTF-8; expected the settings of a run") from None
+    return read_text(file, ReportError, "the settings of a run")
 
 
 def _pictures_below(folder: Path) -> Iterator[Picture]:
@@ -365,23 +450,53 @@ def _pictures_below(folder: Path) -> Iterator[Picture]:
         yield Picture(path, name.replace("_", " ").capitalize(), where, row_axis=axes[0], column_axis=axes[1])
 
 
-def write_report(out: Path | str, report: Report) -> Path:
+def claim_report(out: Path | str, *, inputs: Iterable[Path | str] = (), overwrite: bool = False) -> tuple[Path, Path]:
+    """See that a page and its numbers may be written: absent, or an earlier report. Returns the two files.
+
+    `inputs` are the folders that the report is collected from: what lies in them and is no report is never replaced.
+
+    Raises:
+        OutputError: the name is not that of a page, or something else lies at one of the two places.
+    """
+    out, inputs = Path(out), list(inputs)
+    page = claim_file(
+        out, REPORT_MAKER, is_ours=_is_page, inputs=inputs, suffixes=(".html", ".htm"), overwrite=overwrite
+    )
+    numbers = claim_file(
+        out.with_suffix(".json"), REPORT_MAKER, is_ours=_is_numbers, inputs=inputs, overwrite=overwrite
+    )
+    return page, numbers
+
+
+def _is_page(file: Path) -> bool:
+    if is_made_by(file, REPORT_MAKER):
+        return True
+    with file.open("rb") as stream:  # version 0.1.0 signed at the end
+        stream.seek(max(0, file.stat().st_size - 1000))
+        return b"<footer>Written by reid-eval " in stream.read()
+
+
+def _is_numbers(file: Path) -> bool:
+    try:
+        return read_json_object(file, ReportError, "a report").keys() >= {"reid_eval", "title", "metrics", "pictures"}
+    except ReportError:
+        return False
+
+
+def write_report(
+    out: Path | str, report: Report, *, inputs: Iterable[Path | str] = (), overwrite: bool = False
+) -> Path:
     """Write the page `out` and, beside it with the suffix .json, its numbers at full precision; returns `out`.
 
     The same report gives the same bytes.
 
     Raises:
-        ReportError: `out` is no name for a page.
         ImageError: a picture is missing or damaged.
-        OutputError: the page cannot be written there.
+        OutputError: see `claim_report`; or the page cannot be written there.
     """
     import jinja2
 
-    out = Path(out)
-    if out.is_dir():
-        raise ReportError(f"{out}: is a folder; expected the file of the page, such as {out / 'report.html'}")
-    if out.suffix.lower() == ".json":
-        raise ReportError(f"{out}: the page's numbers go there; expected its own file, such as {out.stem}.html")
+    out, numbers = claim_report(out, inputs=inputs, overwrite=overwrite)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reid_eval"),
         autoescape=True,
@@ -395,14 +510,16 @@ def write_report(out: Path | str, report: Report) -> Path:
         makers=_makers(report.results),
         shown=_shown,
         interval=_interval,
+        maker=REPORT_MAKER,
         inlined=_inlined,
         flat=_flat,
         duration=duration,
         version=reid_eval.__version__,
-        json_name=out.with_suffix(".json").name,
+        json_name=numbers.name,
     )
-    write_text(out, page)
-    write_text(out.with_suffix(".json"), json.dumps(_report_json(report), indent=2, ensure_ascii=False) + "\n")
+    with locked(out, REPORT_MAKER):
+        write_text(out, page)
+        write_text(numbers, json.dumps(_report_json(report), indent=2, ensure_ascii=False) + "\n")
     return out
 
 

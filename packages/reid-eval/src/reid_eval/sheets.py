@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from reid_eval.distances import squared_distances_to, squared_lengths
-from reid_eval.errors import ReidError
+from reid_eval.errors import ReidError, printable
 from reid_eval.features import ReidFeatures
 from reid_eval.files import atomic_path, read_pixels, save_image, short_name, write_text
-from reid_eval.outputs import claim_folder, is_made_by
+from reid_eval.locks import locked
+from reid_eval.outputs import claim_folder, is_made_by, refuse_foreign_folder
 from reid_eval.ranking import Contest, RankReport, contest
 
 Order = Literal["worst", "best", "random"]
@@ -47,8 +48,8 @@ class Found:
     """One picture of a ranked list; `distance` is 1 - cos, Euclid's, bits, or the product."""
 
     path: str
-    pid: int
-    camid: int
+    pid: int | str
+    camid: int | str
     kind: Kind
     distance: float
 
@@ -121,7 +122,8 @@ def _shown(who: Contest, query: int, distance_sq: np.ndarray) -> np.ndarray:
 
 
 def _found(features: ReidFeatures, row: int, kind: Kind, distance: float) -> Found:
-    return Found(str(features.paths[row]), int(features.pids[row]), int(features.camids[row]), kind, distance)
+    pid, camid = features.name_of(features.pids[row]), features.camera_name(features.camids[row])
+    return Found(str(features.paths[row]), pid, camid, kind, distance)
 
 
 def write_sheets(
@@ -133,15 +135,16 @@ def write_sheets(
     queries: np.ndarray,
     top: int = 10,
 ) -> Path:
-    """One PNG per query and a page `index.html` with all of them, into a new or empty folder; returns the page.
+    """One PNG per query and a page `index.html` with all of them, into a folder of theirs; returns the page.
 
     `images` is the folder that the paths of the feature file begin in.
 
     Raises:
         SheetError: a picture is missing; nothing is written then.
-        ImageError: a picture is damaged; the folder is then left without a page.
+        ImageError: a picture is damaged; the page is then one that says "not finished", or an earlier one.
         OutputError: the folder holds other files.
     """
+    claim_sheets(folder, images, make=False)
     who = contest(features, metric=report.metric, protocol=report.protocol_name, multi_query=report.multi_query)
     lists = [ranked_list(who, query, top) for query in queries.tolist()]
     for path in sorted({one.path for found in lists for one in found}):
@@ -149,17 +152,31 @@ def write_sheets(
             raise SheetError(
                 f"{Path(images) / path}: no such image file; is --images the folder that the paths begin in?"
             )
-    folder = claim_folder(
-        folder, "index.html", what="ranked lists", is_ours=lambda page: is_made_by(page, SHEETS_MAKER), inputs=[images]
-    )
-    parts = []
-    for number, (query, found) in enumerate(zip(queries.tolist(), lists, strict=True)):
-        name = short_name(f"{number:04d}_{Path(found[0].path).stem}.png")
-        save_image(folder / name, draw_sheet(found, Path(images)))
-        parts.append(_section(found, name, float(report.plain.ap_hits[query])))
-    page = folder / "index.html"
-    write_text(page, _PAGE.format(protocol=html.escape(report.protocol), parts="\n".join(parts)))
+    folder = claim_sheets(folder, images)
+    page, parts = folder / _MARKER, []
+    with locked(folder, SHEETS_MAKER):
+        for number, (query, found) in enumerate(zip(queries.tolist(), lists, strict=True)):
+            name = short_name(f"{number:04d}_{Path(found[0].path).stem}.png")
+            save_image(folder / name, draw_sheet(found, Path(images)), maker=SHEETS_MAKER)
+            parts.append(_section(found, name, float(report.plain.ap_hits[query])))
+        write_text(page, _PAGE.format(protocol=html.escape(report.protocol), parts="\n".join(parts)))
     return page
+
+
+def claim_sheets(folder: Path | str, images: Path | str, *, make: bool = True) -> Path:
+    """See that `write_sheets` may write there: an empty or new folder, or one of earlier sheets.
+
+    With `make` the folder is made, with a page that says that it is not finished, by which it is known as ours.
+
+    Raises:
+        OutputError: it holds other files.
+    """
+    folder = Path(folder)
+    claim = claim_folder if make else refuse_foreign_folder
+    claim(folder, _MARKER, what="ranked lists", is_ours=lambda page: is_made_by(page, SHEETS_MAKER), inputs=[images])
+    if make and not (folder / _MARKER).exists():
+        write_text(folder / _MARKER, _PAGE.format(protocol="Not finished: run the same command again.", parts=""))
+    return folder
 
 
 def draw_sheet(found: Sequence[Found], images: Path) -> np.ndarray:
@@ -173,8 +190,10 @@ def draw_sheet(found: Sequence[Found], images: Path) -> np.ndarray:
         draw.rectangle((left, above, right, below), fill=_COLOURS[one.kind])
         picture = Image.fromarray(read_pixels(images / one.path)).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
         sheet.paste(picture, (left + _FRAME, above + _FRAME))
-        name = Path(one.path).stem
+        name = printable(Path(one.path).stem)
         lines = [name[:12], name[12:][-12:], caption]  # who it is stands at the beginning of most names
+        if isinstance(one.pid, str):
+            lines = [printable(one.pid)[:12], name[-12:], caption]
         draw.multiline_text((left, below + 2), "\n".join(lines), fill="black", spacing=1)
     return np.asarray(sheet)
 
@@ -195,6 +214,11 @@ def _captions(found: Sequence[Found]) -> Iterator[str]:
 SHEETS_MAKER = "reid-eval rank --sheets"
 """as the page says in its head"""
 
+PLOT_MAKER = "reid-eval rank --plot"
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+
+_MARKER = "index.html"
+
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="generator" content="made by reid-eval rank --sheets">
 <title>Ranked lists</title>
@@ -208,31 +232,38 @@ _PAGE = """<!doctype html>
 
 def _section(found: Sequence[Found], name: str, ap_hits: float) -> str:
     title = html.escape(found[0].path)
-    listed = ", ".join(html.escape(f"{one.path} ({one.kind})") for one in found[1:])
+    listed = ", ".join(html.escape(f"{one.path} ({_who(one)}{one.kind})") for one in found[1:])
     precision = "no right image" if np.isnan(ap_hits) else f"average precision (hits) {100 * ap_hits:.2f}%"
-    return f'<h2>{title}</h2>\n<p>{precision}</p>\n<img src="{html.escape(name)}" alt="{title}: {listed}">'
+    said = html.escape(_who(found[0])) + precision
+    return f'<h2>{title}</h2>\n<p>{said}</p>\n<img src="{html.escape(name)}" alt="{title}: {listed}">'
 
 
-def plot_curves(file: Path | str, report: RankReport) -> None:
-    """The match curve, and mean precision over recall, plain and re-ranked, as PNG, SVG or PDF.
+def _who(one: Found) -> str:
+    """The person, where people were given as words."""
+    return f"{one.pid}, " if isinstance(one.pid, str) else ""
+
+
+def plot_curves(file: Path | str, *reports: RankReport) -> None:
+    """The match curve, and mean precision over recall, of each column of some reports, as PNG, SVG or PDF.
 
     Raises:
         SheetError: the suffix is none of these.
     """
     from matplotlib.figure import Figure
 
-    kind = Path(file).suffix.lower().lstrip(".")
-    if kind not in ("png", "svg", "pdf"):
+    suffix = Path(file).suffix.lower()
+    if suffix not in PLOT_SUFFIXES:
         raise SheetError(f"{file}: curves are written as .png, .svg or .pdf")
     figure = Figure(figsize=(9, 4), layout="constrained")
     match_axes, recall_axes = figure.subplots(1, 2)
-    for name, scores in (("plain", report.plain), ("re-ranked", report.reranked)):
-        if scores is not None:
-            match_axes.plot(np.arange(1, len(scores.cmc) + 1), 100 * scores.cmc, label=name)
-            recall, precision = scores.precision_at_recall()
-            recall_axes.plot(100 * recall, 100 * precision, label=name)
+    for alpha, (name, _, scores) in [(one.alpha, column) for one in reports for column in one.columns]:
+        name = name if alpha is None else f"alpha {alpha:g}, {name}"
+        match_axes.plot(np.arange(1, len(scores.cmc) + 1), 100 * scores.cmc, label=name)
+        recall, precision = scores.precision_at_recall()
+        recall_axes.plot(100 * recall, 100 * precision, label=name)
     match_axes.set(xlabel="rank", ylabel="queries with a right image (%)", title="CMC")
     recall_axes.set(xlabel="recall (%)", ylabel="mean precision (%)", title="precision and recall")
     match_axes.legend()
+    made_by = {"Software" if suffix == ".png" else "Creator": f"made by {PLOT_MAKER}"}
     with atomic_path(file) as part:
-        figure.savefig(part, format=kind)
+        figure.savefig(part, format=suffix[1:], metadata=made_by)

@@ -5,6 +5,8 @@
 
 UTF-8 with or without a byte order mark, or UTF-16; commas, semicolons or tabs; column names in any case and order, also
 under the names that people give them (filename, person, camera); columns that are not asked for are ignored.
+
+What we write for people to open in a spreadsheet goes through `csv_text`.
 """
 
 from __future__ import annotations
@@ -81,6 +83,25 @@ def _columns(names: Sequence[str], wanted: Sequence[str]) -> dict[str, int]:
         if called is not None:
             position[name] = found[called]
     return position
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Lines of comma-separated values, the column names first.
+
+    A text that a spreadsheet would run as a formula (it begins with = + - @, a tab or a carriage return) gets a ' in
+    front, which spreadsheets take for "this is text"; numbers stay as they are.
+    """
+    lines = []
+    for row in rows:
+        line = io.StringIO()
+        # With this end of a line any other end of a line within a cell is quoted.
+        writer = csv.writer(line, lineterminator="\r\n")
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(_RUN) else cell for cell in row])
+        lines.append(line.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
+
+
+_RUN = ("=", "+", "-", "@", "\t", "\r")
 
 
 def portable(path: str) -> str:
