@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +23,17 @@ from dgnet_gen.visualise import enlarged, pick_people, swap_grid
 from pipelines.stages import Stage, read_record, run_stages
 from reid_eval import __version__
 from reid_eval.extractors import Extractor, extractor_from_name
-from reid_eval.files import file_fingerprint, save_image
+from reid_eval.files import save_image
 from reid_eval.images import fid
+from reid_eval.locks import locked
+from reid_eval.outputs import refuse_foreign_folder
 from reid_eval.pair_results import ssim_within_identity
 from reid_eval.ranking import rank, rerank_params
 from reid_eval.report import MetricResult, Picture, Report, Timing, group_metrics, write_report
+from reid_eval.stopping import stoppable
 from reid_models.config import ConfigError, config_dict, load_config
 from reid_models.data.check import check_dataset
-from reid_models.data.generated import CARD_FILE, read_manifest
+from reid_models.data.generated import read_manifest
 from reid_models.data.index import DatasetError, DatasetIndex
 from reid_models.data.prepare import prepare_dataset
 from reid_models.data.synthetic import make_toy_dataset
@@ -194,35 +198,126 @@ def _by_trainer(overrides: Sequence[str]) -> dict[str, list[str]]:
 def walk(road: Road) -> Path:
     """Do what is not done yet; returns the report.
 
+    What would stop a later stage after days of training stops it at once: an unknown dataset, missing weights, a folder
+    of somebody else.
+
     Raises:
         ReidError: what a stage refuses; everything finished stays, and the same walk goes on there.
     """
-    runtime = Runtime.from_environment(road.device, max_hours=road.max_hours)
+    runtime = Runtime.from_environment(road.device)
+    raw = cache(lambda: DatasetIndex.open(road.raw, road.layout))
+    if road.toy is None:
+        raw()
+    if "inception" in road.extractors:
+        extractor_from_name("inception", weights=road.fid_weights, device="cpu")
+    for folder, marker in (
+        (road.prepared, "index.json"),
+        (road.teacher_run, "run.json"),
+        (road.dgnet_run, "run.json"),
+        (road.generated, "card.json"),
+    ):
+        refuse_foreign_folder(folder, marker, what=f"{folder.name} of this pipeline", is_ours=lambda _: True)
+    stages = _stages(road, runtime, raw)
+    records = road.out / "stages"
+    records.mkdir(parents=True, exist_ok=True)
+    with locked(records, "python -m pipelines"), stoppable(road.max_hours):
+        run_stages(stages, road.out)
+    return road.report
+
+
+def _stages(road: Road, runtime: Runtime, raw: Callable[[], DatasetIndex]) -> list[Stage]:
+    """The stages in their order: what each depends on, reads and writes."""
+    made: list[Path] = []  # what the evaluation has written
     stages = [
-        Stage("prepare", lambda: _raw_key(road), lambda: _prepare(road), [road.prepared / "index.json"]),
+        Stage(
+            "prepare",
+            key=lambda: f"{raw().layout} {raw().fingerprint}",
+            work=lambda: _prepare(road, raw()),
+            reads=lambda: raw().paths,
+            writes=lambda: [road.prepared],
+        ),
         Stage(
             "teacher",
-            lambda: _settings_key(road.teacher),
-            lambda: _train_teacher(road, runtime),
-            [road.teacher_run / "run.json"],
+            key=lambda: _settings_key(road.teacher),
+            work=lambda: _train_teacher(road, runtime),
+            reads=lambda: _pictures(road, "train_all"),
+            writes=lambda: _run_files(road.teacher_run),
+            makes=road.teacher_run,
         ),
         Stage(
             "dgnet",
-            lambda: _settings_key(road.dgnet),
-            lambda: _train_dgnet(road, runtime),
-            [road.dgnet_run / "run.json"],
+            key=lambda: _settings_key(road.dgnet),
+            work=lambda: _train_dgnet(road, runtime),
+            reads=lambda: [*_pictures(road, "train_all"), *_teachers(road)],
+            writes=lambda: _run_files(road.dgnet_run),
+            makes=road.dgnet_run,
         ),
-        Stage("generate", lambda: _generate_key(road), lambda: _generate(road), [road.generated / CARD_FILE]),
-        Stage("evaluate", lambda: _evaluate_key(road), lambda: _evaluate(road), [road.metrics, road.pictures]),
+        Stage(
+            "generate",
+            key=lambda: f"{road.generate_count} {road.seed}",
+            work=lambda: _generate(road),
+            reads=lambda: [*_pictures(road, "train_all"), _last_checkpoint(road.dgnet_run)],
+            writes=lambda: [road.generated],
+            makes=road.generated,
+            fixed_key=True,
+        ),
+        Stage(
+            "evaluate",
+            key=lambda: f"{road.extractors} {road.fid_weights} {road.grid} {road.seed} {__version__}",
+            work=lambda: _evaluate(road, made),
+            reads=lambda: [
+                *_pictures(road, "query", "gallery", "train_all"),
+                _last_checkpoint(road.teacher_run),
+                _last_checkpoint(road.dgnet_run),
+                road.generated,
+                *([road.raw / "toy.json"] if road.toy is not None else []),
+            ],
+            writes=lambda: made,
+        ),
     ]
-    if "inception" in road.extractors:
-        stages.insert(0, Stage("weights", lambda: str(road.fid_weights), lambda: _find_inception(road), []))
     if road.toy is not None:
-        stages.insert(0, Stage("draw", lambda: repr(road.toy), lambda: _draw(road), [road.raw / "toy.json"]))
+        stages.insert(0, Stage("draw", key=lambda: repr(road.toy), work=lambda: _draw(road), writes=lambda: [road.raw]))
     names = [stage.name for stage in stages]
-    stages.append(Stage("report", lambda: __version__, lambda: _report(road, names), [road.report]))
-    run_stages(stages, road.out)
-    return road.report
+    report = Stage(
+        "report",
+        key=lambda: f"{__version__} {road.title} {_settings_key(road.teacher)} {_settings_key(road.dgnet)}",
+        work=lambda: _report(road, names),
+        reads=lambda: [*_measured(road), *_sheets(road)],
+        writes=lambda: [road.report, road.report.with_suffix(".json")],
+    )
+    return [*stages, report]
+
+
+def _pictures(road: Road, *splits: str) -> list[Path]:
+    """The prepared pictures of some splits, as far as there are such splits."""
+    data = DatasetIndex.from_prepared(road.prepared)
+    there = {"train_all", *data.splits}
+    return [path for split in splits if split in there for path in data.split(split).paths]
+
+
+def _run_files(path: Path) -> list[Path]:
+    """What the stages after a training need of its run."""
+    return [path / "run.json", path / "config.yaml", _last_checkpoint(path)]
+
+
+def _last_checkpoint(path: Path) -> Path:
+    return RunDir.open(path).checkpoint_file("last")
+
+
+def _teachers(road: Road) -> list[Path]:
+    return [_last_checkpoint(road.teacher_run)] if road.dgnet.weights.teacher > 0 else []
+
+
+def _measured(road: Road) -> list[Path]:
+    """What the evaluation wrote, and no older measurement that still lies there."""
+    record = read_record(road.out, "evaluate")
+    return [Path(path) for path in record.written.files] if record is not None and record.written is not None else []
+
+
+def _sheets(road: Road) -> list[Path]:
+    """The last sheet of each training."""
+    found = [sorted(run.glob("samples/*.png"))[-1:] for run in (road.dgnet_run, road.teacher_run)]
+    return [sheet for sheets in found for sheet in sheets]
 
 
 def _draw(road: Road) -> str:
@@ -234,18 +329,7 @@ def _draw(road: Road) -> str:
     return f"{toy.ids} people in {toy.cameras} places"
 
 
-def _find_inception(road: Road) -> str:
-    """Missing weights are to be missed now, and not after days of training."""
-    extractor = extractor_from_name("inception", weights=road.fid_weights, device="cpu")
-    return extractor.description
-
-
-def _raw_key(road: Road) -> str:
-    return DatasetIndex.open(road.raw, road.layout).fingerprint
-
-
-def _prepare(road: Road) -> str:
-    raw = DatasetIndex.open(road.raw, road.layout)
+def _prepare(road: Road, raw: DatasetIndex) -> str:
     # Every picture is read once: a damaged one stops the walk here, and not in the middle of a training.
     check = check_dataset(raw, decode=True)
     if not check.can_train:
@@ -266,7 +350,11 @@ def _settings_key(config: ReidTrainConfig | DGNetTrainConfig) -> str:
 def _train_teacher(road: Road, runtime: Runtime) -> str:
     data = DatasetIndex.from_prepared(road.prepared)
     run = train_reid(
-        road.teacher, data, road.teacher_run, _with_precision(runtime, road.teacher.precision), resume=True
+        road.teacher,
+        data,
+        road.teacher_run,
+        _with_precision(runtime, road.teacher.precision),
+        resume=_has_begun(road.teacher_run),
     )
     return f"{run.iterations()[-1]} iterations on {run.made_by['num_ids']} identities"
 
@@ -280,19 +368,18 @@ def _train_dgnet(road: Road, runtime: Runtime) -> str:
         road.dgnet_run,
         _with_precision(runtime, road.dgnet.precision),
         teachers=teachers,
-        resume=True,
+        resume=_has_begun(road.dgnet_run),
     )
     return f"{run.iterations()[-1]} iterations on {run.made_by['num_ids']} identities"
+
+
+def _has_begun(run: Path) -> bool:
+    return (run / "run.json").exists()
 
 
 def _with_precision(runtime: Runtime, precision: Any) -> Runtime:
     runtime.precision = precision
     return runtime
-
-
-def _generate_key(road: Road) -> str:
-    checkpoint = RunDir.open(road.dgnet_run, "dgnet").checkpoint_file("last")
-    return f"{file_fingerprint(checkpoint)} {road.generate_count} {road.seed}"
 
 
 def _generate(road: Road) -> str:
@@ -303,12 +390,8 @@ def _generate(road: Road) -> str:
     return f"{len(plan)} pictures of {index.num_ids} people"
 
 
-def _evaluate_key(road: Road) -> str:
-    checkpoint = RunDir.open(road.teacher_run, "reid").checkpoint_file("last")
-    return f"{file_fingerprint(checkpoint)} {road.extractors} {road.grid} {__version__}"
-
-
-def _evaluate(road: Road) -> str:
+def _evaluate(road: Road, made: list[Path]) -> str:
+    """Measure everything; `made` tells what was written."""
     data = DatasetIndex.from_prepared(road.prepared)
     results = [
         *_ranking(road, data),
@@ -323,8 +406,8 @@ def _evaluate(road: Road) -> str:
     structures, appearances = pick_people(data.split("train_all"), *road.grid, seed=road.seed)
     scale = max(1, 128 // model.image_hw[0])
     save_image(road.pictures / "swap.png", enlarged(swap_grid(model, structures, appearances), scale))
-    for result in results:
-        result.save(road.metrics)
+    made[:] = [result.save(road.metrics) for result in results]
+    made += [file for file in (road.pictures / "truth.png", road.pictures / "swap.png") if file.exists()]
     return f"{len(results)} measurements"
 
 
@@ -360,7 +443,7 @@ def _renamed(result: MetricResult, variant: str) -> MetricResult:
 def _report(road: Road, stages: list[str]) -> str:
     done = {name: read_record(road.out, name) for name in stages}
     timings = [Timing(name, record.elapsed_s, record.summary) for name, record in done.items() if record]
-    results = [MetricResult.load(file) for file in sorted(road.metrics.glob("*.json"))]
+    results = [MetricResult.load(file) for file in sorted(_measured(road)) if file.suffix == ".json"]
     card, rows = read_manifest(road.generated)
     pictures = []
     if road.toy is not None:

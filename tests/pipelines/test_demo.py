@@ -1,5 +1,9 @@
 """The whole road at the smallest size: every artifact is there and names its maker, and nothing is done twice."""
 
+import dataclasses
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +12,7 @@ import pytest
 
 from pipelines.road import walk
 from reid_eval.errors import Stopped
+from reid_eval.locks import BusyError, locked
 from reid_eval.report import MetricResult
 from reid_models.data.generated import read_manifest
 from reid_models.runs import RunDir
@@ -63,11 +68,94 @@ def test_walking_again_changes_no_file(walked, make_tiny_road):
 
 
 def test_a_walk_that_was_stopped_goes_on(tmp_path, make_tiny_road):
-    with pytest.raises(Stopped, match="run it again to go on"):
+    with pytest.raises(Stopped, match="what is finished is kept; run the same command to go on"):
         walk(make_tiny_road(tmp_path / "demo", max_hours=1e-9))
-    assert not (tmp_path / "demo" / "stages" / "teacher.json").exists()
+    assert not (tmp_path / "demo" / "stages" / "draw.json").exists()
     walk(make_tiny_road(tmp_path / "demo"))
     assert (tmp_path / "demo" / "report.html").is_file()
+
+
+@pytest.fixture
+def copied(walked, tmp_path, make_tiny_road):
+    """A copy of the finished walk that a test may spoil."""
+    shutil.copytree(walked.out, tmp_path / "demo", symlinks=True)
+    return make_tiny_road(tmp_path / "demo")
+
+
+def stages_done_again(road, capsys) -> list[str]:
+    capsys.readouterr()
+    walk(road)
+    return re.findall(r"^\[\d/\d\] (\w+): again", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_walk_may_be_moved(copied, capsys):
+    assert stages_done_again(copied, capsys) == []
+
+
+def test_replaced_query_pictures_are_measured_anew_and_nothing_is_trained_again(copied, capsys):
+    other = sorted((copied.raw / "bounding_box_train").glob("*.jpg"))[0].read_bytes()
+    for picture in (copied.raw / "query").glob("*.jpg"):
+        before = picture.stat()
+        picture.write_bytes(other)
+        os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
+    before = MetricResult.load(copied.metrics / "map_hits.json").value
+    assert stages_done_again(copied, capsys) == ["draw", "prepare", "evaluate", "report"]
+    assert MetricResult.load(copied.metrics / "map_hits.json").value != before
+
+
+def test_generated_pictures_that_are_gone_are_made_again_byte_for_byte(copied, capsys):
+    gone = sorted(copied.generated.rglob("*.png"))[:10]
+    contents = [file.read_bytes() for file in gone]
+    for file in gone:
+        file.unlink()
+    assert stages_done_again(copied, capsys)[0] == "generate"
+    assert [file.read_bytes() for file in gone] == contents
+
+
+def test_a_measurement_that_is_gone_or_edited_is_made_again(copied, capsys):
+    file = copied.metrics / "map_hits.json"
+    content = file.read_bytes()
+    file.unlink()
+    assert "evaluate" in stages_done_again(copied, capsys)
+    again = MetricResult.load(file)
+    file.write_bytes(content.replace(b'"value": ', b'"value": 1'))
+    assert "evaluate" in stages_done_again(copied, capsys)
+    assert MetricResult.load(file) == again
+
+
+def test_a_measurement_of_an_earlier_walk_is_not_reported(copied, capsys):
+    result = MetricResult.load(copied.metrics / "fid_reid.json")
+    dataclasses.replace(result, name="fid_of_other_settings", value=0.125).save(copied.metrics)
+    copied.report.unlink()
+    assert stages_done_again(copied, capsys) == ["report"]
+    assert "fid_of_other_settings" not in copied.report.with_suffix(".json").read_text()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"grid": (2, 3)}], ids=["seed", "grid"])
+def test_another_seed_or_grid_is_evaluated_anew(copied, capsys, change):
+    road = dataclasses.replace(copied, **change)
+    assert "evaluate" in stages_done_again(road, capsys)
+
+
+def test_a_training_whose_checkpoints_are_gone_is_made_again(copied, capsys):
+    shutil.rmtree(copied.teacher_run / "checkpoints")
+    assert "teacher" in stages_done_again(copied, capsys)
+    assert list((copied.teacher_run / "checkpoints").glob("*.pt"))
+
+
+def test_changed_training_pictures_are_trained_on_anew_and_the_old_runs_are_kept(copied, capsys):
+    picture = sorted((copied.raw / "bounding_box_train").glob("*.jpg"))[0]
+    picture.write_bytes(sorted((copied.raw / "bounding_box_train").glob("*.jpg"))[1].read_bytes())
+    again = stages_done_again(copied, capsys)
+    assert again == ["draw", "prepare", "teacher", "dgnet", "generate", "evaluate", "report"]
+    for folder in (copied.teacher_run, copied.dgnet_run, copied.generated):
+        assert folder.with_name(f"{folder.name}.old-1").is_dir()
+    assert stages_done_again(copied, capsys) == []
+
+
+def test_of_two_walks_at_once_the_second_is_refused(copied):
+    with locked(copied.out / "stages", "python -m pipelines"), pytest.raises(BusyError, match="python -m pipelines"):
+        walk(copied)
 
 
 ROOT = Path(__file__).parents[2]
