@@ -330,3 +330,11 @@ def test_a_gif_cut_off_anywhere_is_a_picture_or_an_error_of_ours(tmp_path):
         (tmp_path / "a.gif").write_bytes(content[:length])
         with contextlib.suppress(ImageError):
             assert read_pixels(tmp_path / "a.gif").shape[2] == 3
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", ".git", "lost+found", "#recycle"])
+def test_what_a_system_keeps_for_itself_is_no_picture_of_a_folder(tmp_path, name):
+    for folder in (tmp_path, tmp_path / name):
+        folder.mkdir(exist_ok=True)
+        (folder / "a.png").write_bytes(b"x")
+    assert list_images(tmp_path) == [tmp_path / "a.png"]

@@ -54,7 +54,7 @@ def test_a_column_of_its_own_name_goes_before_one_that_is_also_called_so(tmp_pat
         ("path,who is it\n1,2\n", "no column pid, found path, who is it"),
         ("path,pid\n1\n", "line 2: too few values"),
         ("path,pid\n1,2,3\n", "line 2: too many values"),
-        ('path,pid\n"a,1\n', "unexpected end of data"),
+        ('path,pid\n"a,1\nb,2\n', "line 2: unexpected end of data"),
         ("path,pid\na\0,1\n", "zero byte"),
         ("path,pid\n" + "a" * 200_000 + ",1\n", "field larger than field limit"),
     ],

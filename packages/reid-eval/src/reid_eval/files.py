@@ -45,7 +45,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # Thumbnails and versions that NAS and desktop systems keep beside pictures.
 _SYSTEM_FOLDERS = frozenset(
-    {"@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "System Volume Information"}
+    {"@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "System Volume Information", "lost+found"}
 )
 
 

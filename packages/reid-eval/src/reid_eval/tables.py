@@ -55,11 +55,14 @@ def read_table(
     with reading(file, error, expected):
         table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows: list[tuple[int, list[str]]] = []
+        begins = 1  # the line; a quote that is left open is met at the end of the file only
         try:
-            rows = [(table.line_num, row) for row in table if any(value.strip() for value in row)]
+            for row in table:
+                if any(value.strip() for value in row):
+                    rows.append((table.line_num, row))
+                begins = table.line_num + 1
         except csv.Error as raised:
-            line = table.line_num + 1 if not rows else table.line_num
-            raise error(f"{file}, line {line}: {raised}; expected comma-separated values") from None
+            raise error(f"{file}, line {begins}: {raised}; expected comma-separated values") from None
     if not rows:
         raise error(f"{file}: no rows; expected {expected}")
     names = rows[0][1]
