@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from reid_models.cli import main
-from reid_models.data.check import PUBLISHED, check_dataset
+from reid_models.data.check import PUBLISHED, check_dataset, fitting_protocol, training_findings
 from reid_models.data.index import DatasetIndex, ImageRecord
 from reid_models.data.prepare import prepare_dataset
 from reid_models.data.synthetic import make_toy_dataset
@@ -208,7 +208,8 @@ def test_one_identity_cannot_be_trained_on(tmp_path):
 
 def test_one_camera_is_said(tmp_path):
     write_images(tmp_path, SOUND[0], SOUND[2])
-    assert said(tmp_path, "all images are from one camera") == "warning"
+    assert said(tmp_path, "all training images are from one camera (c1)") == "warning"
+    assert check_dataset(tmp_path).can_train
 
 
 def test_identities_with_one_image_or_one_camera_are_said(tmp_path):
@@ -244,9 +245,18 @@ def test_a_query_without_a_match_in_another_camera_is_said(tmp_path):
     assert said(tmp_path, "1 of 2 queries have no match") == "warning"
 
 
-def test_no_query_with_a_match_is_an_error(tmp_path):
+def test_queries_that_match_in_their_own_camera_alone_are_ranked_without_cameras(tmp_path):
     write_images(tmp_path, *SOUND[:4], "query/0003_c1s1_000005_00.jpg", "bounding_box_test/0003_c1s1_000006_01.jpg")
-    assert said(tmp_path, "1 of 1 queries have no match") == "error"
+    assert said(tmp_path, "1 of 1 queries have no match in another camera") == "warning"
+    assert fitting_protocol(DatasetIndex.open(tmp_path)) == "no-camera"
+    assert check_dataset(tmp_path).can_train
+
+
+def test_queries_whose_people_are_not_in_the_gallery_are_an_error(tmp_path):
+    write_images(tmp_path, *SOUND[:4], "query/0003_c1s1_000005_00.jpg", "bounding_box_test/0004_c2s1_000006_01.jpg")
+    assert said(tmp_path, "no query has its person in the gallery") == "error"
+    assert fitting_protocol(DatasetIndex.open(tmp_path)) is None
+    assert not check_dataset(tmp_path).can_train
 
 
 def test_a_query_split_without_a_gallery_is_said(tmp_path):
@@ -288,11 +298,19 @@ def test_queries_that_lie_in_the_gallery_belong_to_occluded_duke(tmp_path):
     assert not [what for what in findings(tmp_path) if "byte-identical" in what]
 
 
-def test_what_lies_under_a_pictures_name_and_cannot_be_opened_is_an_error(tmp_path):
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_devices_under_a_pictures_name_are_an_error_and_never_opened(tmp_path):
     write_images(tmp_path, *SOUND)
-    for name in ("0002_c3s1_000030_01.jpg", "0002_c4s1_000031_01.jpg"):  # folders: one size, so they are compared
-        (tmp_path / "bounding_box_train" / name).mkdir()
-    assert said(tmp_path, "2 images cannot be read") == "error"
+    os.mkfifo(tmp_path / "bounding_box_train" / "0002_c3s1_000030_01.jpg")
+    (tmp_path / "bounding_box_train" / "0002_c4s1_000031_01.jpg").symlink_to("/dev/zero")
+    assert said(tmp_path, "2 pictures are pipes, devices or folders", decode=True) == "error"
+
+
+def test_a_picture_without_permission_is_an_error_before_any_is_read(tmp_path, monkeypatch):
+    write_images(tmp_path, *SOUND)
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != Path(SOUND[0]).name)
+    assert said(tmp_path, "1 images cannot be read") == "error"
+    assert [finding.severity for finding in training_findings(DatasetIndex.open(tmp_path))][:1] == ["error"]
 
 
 def test_links_whose_pictures_have_moved_are_told_from_files_that_are_not_there(tmp_path):
@@ -305,6 +323,156 @@ def test_links_whose_pictures_have_moved_are_told_from_files_that_are_not_there(
     assert finding.examples[0].startswith("train_all/0002/0002_c2s1_000002_01.jpg -> ..")
     assert not [finding for finding in check.findings if "not there" in finding.what]
     assert CliRunner().invoke(main, ["check", str(tmp_path / "data")]).exit_code == 1
+
+
+def test_training_and_check_have_one_verdict(tmp_path):
+    """What is cheap to see is seen by both; check adds what was published and what reading shows."""
+    write_images(tmp_path, *SOUND, "query/holiday.jpg", "bounding_box_train/0008_c1s1_000009_01.jpg")
+    (tmp_path / SOUND[0]).write_bytes(b"")
+    cheap, all_of_it = training_findings(DatasetIndex.open(tmp_path)), check_dataset(tmp_path).findings
+    assert [finding for finding in all_of_it if "published" not in finding.what] == cheap
+    assert [finding.severity for finding in cheap] == sorted(finding.severity for finding in cheap)  # e, n, w: by luck
+
+
+def test_training_findings_read_no_file(tmp_path, monkeypatch):
+    write_images(tmp_path, *SOUND)
+    index = DatasetIndex.open(tmp_path)
+
+    def refuse(*_, **__):
+        raise AssertionError("a file was opened")
+
+    for owner, name in ((Path, "open"), (Path, "read_bytes"), (Image, "open")):
+        monkeypatch.setattr(owner, name, refuse)
+    assert training_findings(index) == []
+
+
+def table(folder: Path, *rows: str) -> Path:
+    """A table of pictures, each of which is drawn."""
+    write_images(folder, *(row.split(",")[0] for row in rows))
+    (folder / "people.csv").write_text("\n".join(["path,pid,camid,split", *rows]) + "\n")
+    return folder / "people.csv"
+
+
+TRAINING = ("1a.jpg,1,1,train", "1b.jpg,1,2,train", "2a.jpg,2,1,train", "2b.jpg,2,2,train")
+TEST = ("3a.jpg,3,1,query", "3b.jpg,3,2,gallery")
+
+
+def test_a_table_that_lists_every_picture_once_is_sound(tmp_path):
+    assert findings(table(tmp_path, *TRAINING, *TEST)) == {}
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (("1a.jpg,2,1,train",), "1 pictures are listed under several people"),
+        (("1a.jpg,1,1,gallery",), "1 pictures are in training and test"),
+        (("3a.jpg,3,2,gallery",), "1 queries are in the gallery themselves, and no camera leaves them out"),
+        (("3b.jpg,3,2,gallery",), "1 pictures are listed more than once"),
+        (("./x/../3b.jpg,3,2,gallery",), "1 pictures are listed more than once"),
+    ],
+    ids=["two-people", "training-and-test", "its-own-answer", "twice", "by-another-path"],
+)
+def test_a_picture_that_a_table_lists_twice_is_said(tmp_path, rows, words):
+    file = table(tmp_path, *TRAINING, *TEST)
+    file.write_text(file.read_text() + "\n".join(rows) + "\n")
+    (tmp_path / "x").mkdir()
+    assert said(file, words) == "warning"
+
+
+def test_queries_that_find_themselves_are_said_where_cameras_are_unknown_and_harmless_where_they_are_not(tmp_path):
+    both = "3a.jpg,3,{0},query", "3a.jpg,3,{0},gallery", "3b.jpg,3,{1},gallery"
+    (tmp_path / "known").mkdir()
+    unknown = table(tmp_path, *TRAINING, *(row.format(-1, -1) for row in both))
+    known = table(tmp_path / "known", *TRAINING, *(row.format(1, 2) for row in both))
+    one = table(tmp_path / "one", *TRAINING, *(row.format(1, 1) for row in both))
+    assert said(unknown, "no camera leaves them out") == "warning"
+    assert said(one, "no camera leaves them out") == "warning"  # ranked without regard to cameras
+    assert said(known, "1 queries are in the gallery too") == "note"
+
+
+def test_a_link_to_another_picture_is_that_picture(tmp_path):
+    write_images(tmp_path, *SOUND)
+    (tmp_path / "bounding_box_train/0007_c3s1_000099_01.jpg").symlink_to(tmp_path / SOUND[0])
+    assert said(tmp_path, "1 pictures are listed under several people") == "warning"
+
+
+def test_people_have_their_names_in_what_is_said(tmp_path):
+    write_images(tmp_path, "Anna Müller/1.jpg", "Anna Müller/2.jpg", "Bert/1.jpg")
+    check = check_dataset(tmp_path)
+    assert "people: 1 Anna Müller, 2 Bert\n" in check.to_text()
+    (single,) = [finding for finding in check.findings if "have one image" in finding.what]
+    assert single.examples == ("Bert",)
+    assert json.loads(check.to_json())["names"] == {"1": "Anna Müller", "2": "Bert"}
+
+
+def test_a_folder_per_person_can_be_trained_on_and_is_told_how_it_is_ranked(tmp_path):
+    check = check_dataset(
+        write_images(tmp_path, *(f"{name}/{number}.jpg" for name in ("anna", "bert") for number in "12"))
+    )
+    assert check.can_train
+    (finding,) = [finding for finding in check.findings if "no query and no gallery" in finding.what]
+    assert (finding.severity, "rank --protocol leave-one-out" in finding.remedy) == ("note", True)
+
+
+@pytest.mark.parametrize("present", ["query", "gallery"])
+def test_a_query_or_a_gallery_alone_is_ranked_leave_one_out(tmp_path, present):
+    index = DatasetIndex.open(table(tmp_path, *TRAINING, f"3a.jpg,3,1,{present}", f"3b.jpg,3,2,{present}"))
+    assert fitting_protocol(index) == "leave-one-out"
+    assert fitting_protocol(index.subset([0, 1, 2, 3, 4])) is None  # nobody is there twice
+    assert fitting_protocol(index.split("train")) is None
+
+
+def test_identity_0_is_counted_as_a_distractor_in_market_and_as_a_person_in_a_table(tmp_path):
+    write_images(tmp_path / "market", *SOUND, "bounding_box_test/0000_c2s1_000008_01.jpg")
+    own = table(tmp_path / "own", *TRAINING, "0a.jpg,0,1,query", "0b.jpg,0,2,gallery")
+    for place, expected in ((tmp_path / "market", 1), (own, 0)):
+        (gallery,) = [split for split in check_dataset(place).splits if split.split == "gallery"]
+        assert gallery.distractors == expected
+    assert findings(own) == {}
+    zero = table(tmp_path / "zero", "1a.jpg,0,1,train", "1b.jpg,0,2,train", "2a.jpg,1,1,train", "2b.jpg,1,2,train")
+    assert check_dataset(zero).can_train
+
+
+def test_a_training_of_one_person_and_junk_is_a_training_of_one_person(tmp_path):
+    write_images(tmp_path, *SOUND[:2], "bounding_box_train/-1_c1s1_000020_01.jpg")
+    assert said(tmp_path, "one identity to train on") == "error"
+
+
+def test_people_of_one_picture_each_are_told_what_training_is_left(tmp_path):
+    write_images(tmp_path, SOUND[0], SOUND[3])
+    assert said(tmp_path, "all training identities have one image") == "warning"
+
+
+def save_as(file: Path, mode: str, **options) -> None:
+    noise = np.random.default_rng(len(str(file))).integers(0, 256, (16, 8, 3), np.uint8)
+    Image.fromarray(noise).convert(mode).save(file, **options)
+
+
+def test_decoding_tells_what_pictures_hold_that_pixels_do_not_show(tmp_path):
+    names = [f"bounding_box_train/000{pid}_c{camid}s1_{pid}_1" for pid in (1, 2, 3) for camid in (1, 2)]
+    write_images(tmp_path, *(f"{name}.jpg" for name in names))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    save_as(tmp_path / f"{names[0]}.jpg", "RGB", exif=turned)
+    save_as(tmp_path / f"{names[1]}.jpg", "CMYK")
+    save_as(tmp_path / f"{names[2]}.jpg", "L")
+    save_as(tmp_path / f"{names[3]}0.png", "RGBA")
+    frames = [Image.new("RGB", (8, 16), colour).convert("P") for colour in ("red", "blue")]
+    frames[0].save(tmp_path / f"{names[4]}0.gif", save_all=True, append_images=frames[1:])
+    Image.fromarray(np.full((16, 8), 40_000, np.uint16)).save(tmp_path / f"{names[5]}0.png")
+    found = findings(tmp_path, decode=True)
+    for what, severity in {
+        "1 pictures ask for a rotation (Exif) that is not applied": "warning",
+        "1 pictures are animations, of which the first frame counts": "note",
+        "1 pictures have transparency, which is dropped": "note",
+        "4 pictures are not RGB and are converted (1 CMYK, 1 L, 1 P, 1 RGBA)": "note",
+        "pictures of 3 codecs (6 JPEG, 1 GIF, 1 PNG)": "note",
+        "1 images cannot be read": "error",
+    }.items():
+        assert found.get(what) == severity, found
+    (deep,) = [finding for finding in check_dataset(tmp_path, decode=True).findings if "cannot be read" in finding.what]
+    assert "expected 8 bits per channel" in deep.examples[0]
+    assert not [what for what in findings(tmp_path) if "Exif" in what]
 
 
 def test_veri_queries_may_lie_in_its_gallery(tmp_path):

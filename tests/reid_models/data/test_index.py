@@ -1,11 +1,14 @@
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
-from reid_models.data.index import DatasetError, DatasetIndex, FileIdentity, parse_name
+from reid_models.cli import main
+from reid_models.data.index import DatasetError, DatasetIndex, FileIdentity, ImageRecord, parse_name
 from reid_models.data.synthetic import make_toy_dataset
 
 
@@ -321,18 +324,19 @@ def test_a_table_may_be_written_by_a_spreadsheet_on_windows(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,pid\nx.jpg,1\n", "no column camid, split"),
-        ("path,pid,camid,split\nx.jpg,one,1,train\n", "line 2: pid 'one'"),
+        ("path,camid\nx.jpg,1\n", "no column pid, found path, camid"),
+        ("path,pid,camid,split\nx.jpg,,1,train\n", "line 2: no pid; expected a number or a name"),
+        ("path,pid,camid,split\nx.jpg,1,-2,train\n", "line 2: camid -2; expected a number from 0, -1 for none"),
+        ("path,pid,split\nx.jpg,1,gallery\ny.jpg,1,test\n", "line 3: split 'test' beside query or gallery"),
         ("path,pid,camid,split\nx.jpg,1,1,trainn\n", "line 2: split 'trainn'"),
         ("path,pid,camid,split\n", "no rows"),
-        ("", "no column camid, path, pid, split"),
+        ("", "no rows"),
         ("path,pid,camid,split\nx.jpg,1,1\n", "line 2: too few values"),
         ("path,pid,camid,split\nx.jpg,1,1,train\na,b.jpg,1,1,train\n", "line 3: too many values"),
         ("path,pid,camid,split\n ,1,1,train\n", "line 2: no path"),
-        ("path,pid,camid,split\nx.jpg,-2,1,train\n", "line 2: pid -2, camid 1; expected numbers from 0, or -1"),
-        ("path,pid,camid,split\nx.jpg,99999999999999999999,1,train\n", "line 2: pid 99999999999999999999"),
+        ("path,pid,camid,split\nx.jpg,-2,1,train\n", "line 2: pid -2; expected a number from 0"),
         ('path,pid,camid,split\n"x.jpg,1,1,train\ny.jpg,2,1,train\n', "line 2: unexpected end of data"),
-        ("path,pid,camid,split\nJosé.jpg,1,1,train\n".encode("latin-1"), r"no text in UTF-8 \(byte 24\); save it"),
+        ("path,pid,camid,split\nJosé.jpg,1,1,train\n".encode("latin-1"), r"no text in UTF-8 \(byte 24\); .*save it"),
         ("path,pid,camid,split\n".encode("utf-16-le"), "holds a zero byte"),
     ],
 )
@@ -340,6 +344,131 @@ def test_a_bad_table_names_the_line(tmp_path, text, message):
     (tmp_path / "people.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DatasetError, match=message):
         DatasetIndex.open(tmp_path / "people.csv")
+
+
+def open_table(folder: Path, text: str | bytes, name: str = "people.csv") -> DatasetIndex:
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return DatasetIndex.open(folder / name)
+
+
+def test_people_of_a_table_may_have_names_and_keep_them(tmp_path):
+    index = open_table(tmp_path, "filename,person\nx.jpg,Bob\ny.jpg,Anna Müller\nz.jpg,-1\nv.jpg,Bob\n")
+    assert [(record.path.name, record.pid) for record in index] == [
+        ("v.jpg", 2),
+        ("x.jpg", 2),
+        ("y.jpg", 1),
+        ("z.jpg", -1),
+    ]
+    assert index.names == {1: "Anna Müller", 2: "Bob"}
+    assert [index.name_of(pid) for pid in (1, 2, -1)] == ["Anna Müller", "Bob", "-1"]
+    assert index.split("train").subset([0]).names == index.names
+
+
+def test_a_table_without_camera_and_split_is_for_training_with_unknown_cameras(tmp_path):
+    assert people(open_table(tmp_path, "path,pid\nx.jpg,4\ny.jpg,7\n")) == [("train", 4, -1), ("train", 7, -1)]
+
+
+def test_a_table_of_train_and_test_has_its_test_people_in_the_gallery(tmp_path):
+    index = open_table(tmp_path, "path,pid,set\na.jpg,1,Train\nb.jpg,1,validation\nc.jpg,2,test\n")
+    assert people(index) == [("train", 1, -1), ("val", 1, -1), ("gallery", 2, -1)]
+
+
+def test_cameras_of_a_table_may_be_words_fractions_or_missing(tmp_path):
+    north = open_table(tmp_path, "path,pid,camera\na.jpg,1,south\nb.jpg,1,north\nc.jpg,1,\nd.jpg,1,-1\n")
+    assert north.camids.tolist() == [2, 1, -1, -1]
+    exported = open_table(tmp_path, "path,pid,camid\na.jpg,3.0,12.0\nb.jpg,10.0,\n")  # numbers with gaps
+    assert people(exported) == [("train", 3, 12), ("train", 10, -1)]
+    assert exported.names == {}
+
+
+def test_identities_too_long_for_64_bits_are_names(tmp_path):
+    index = open_table(tmp_path, "path,pid\na.jpg,20231105123456789012\nb.jpg,7\n")
+    assert index.names == {1: "20231105123456789012", 2: "7"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "path;pid;split\na/x.jpg;4;train\n".encode("utf-8-sig"),
+        "path\tpid\tsplit\na\\x.jpg\t4\ttrain\n".encode("utf-16"),
+        b"PATH , Person,Split\r\n a/x.jpg , 4 ,train\r\n",
+    ],
+    ids=["semicolons", "utf-16-tabs", "capitals-and-spaces"],
+)
+@pytest.mark.parametrize("name", ["people.csv", "people.TSV"])
+def test_a_table_may_come_from_any_spreadsheet(tmp_path, content, name):
+    write_images(tmp_path, "a/x.jpg")
+    index = open_table(tmp_path, content, name)
+    assert people(index) == [("train", 4, -1)]
+    assert index[0].path.is_file()
+
+
+def test_a_table_may_lie_beside_the_folder_of_its_pictures(tmp_path):
+    write_images(tmp_path, "photos/x.jpg", "photos/y.jpg", "other/z.jpg")
+    index = open_table(tmp_path, "filename,person\nx.jpg,Anna\ny.jpg,Bert\n")
+    assert all(record.path.is_file() for record in index)
+    assert index.root == tmp_path
+    write_images(tmp_path, "second/x.jpg")  # now two folders have it, and nothing is guessed
+    assert open_table(tmp_path, "filename,person\nx.jpg,Anna\n")[0].path == tmp_path / "x.jpg"
+
+
+def test_a_list_of_msmt17_may_be_saved_by_a_windows_editor(tmp_path):
+    small_msmt17(tmp_path, "")
+    (tmp_path / "list_query.txt").write_bytes("0000/0000_000_10_0114noon_0009_12.jpg 0\r\n".encode("utf-16"))
+    assert people(DatasetIndex.open(tmp_path)) == [("train", 0, 1), ("query", 0, 10)]
+
+
+def images_of(folder: Path, *names: str) -> list[tuple[str, str, int]]:
+    """File, person and camera of each picture that was made under these names."""
+    index = DatasetIndex.from_images(write_images(folder, *names))
+    return [(record.path.name, index.name_of(record.pid), record.camid) for record in index]
+
+
+def test_any_folder_of_pictures_has_the_people_of_its_folders(tmp_path):
+    assert images_of(tmp_path, "anna/1.jpg", "Bert Meier/x_c3.jpg", "Bert Meier/2.jpg", "loose.jpg") == [
+        ("2.jpg", "Bert Meier", -1), ("x_c3.jpg", "Bert Meier", -1), ("1.jpg", "anna", -1), ("loose.jpg", "-1", -1),
+    ]  # fmt: skip
+    numbers = DatasetIndex.from_images(write_images(tmp_path / "numbers", "0007/a.jpg", "12/b.jpg", "-1/c.jpg"))
+    assert (numbers.pids.tolist(), numbers.names) == ([-1, 7, 12], {})
+
+
+def test_in_any_folder_of_pictures_names_that_parse_say_who_it_is(tmp_path):
+    assert images_of(tmp_path / "flat", "0002_c1s1_1_1.jpg", "x.jpg") == [
+        ("0002_c1s1_1_1.jpg", "2", 1),
+        ("x.jpg", "-1", -1),
+    ]
+    market = images_of(tmp_path / "market", *MARKET)
+    assert {(pid, camid) for _, pid, camid in market} == {
+        ("2", 1),
+        ("7", 6),
+        ("-1", 1),
+        ("0", 1),
+        ("1501", 6),
+        ("1501", 2),
+    }
+
+
+def test_one_folder_of_pictures_below_is_not_a_person(tmp_path):
+    assert images_of(tmp_path, "photos/a.jpg", "photos/b.jpg") == [("a.jpg", "-1", -1), ("b.jpg", "-1", -1)]
+
+
+@pytest.mark.parametrize(
+    ("names", "is_nobody"),
+    [
+        (("bounding_box_test/0000_c1s1_1_1.jpg", "query/0001_c1s1_1_1.jpg"), True),
+        (("bounding_box_test/0000_c1s1_1_1.jpg", "query/0000_c2s1_1_1.jpg"), False),
+        (("gallery/0000/0000_c1s1_1_1.jpg", "gallery/0001/0001_c1s1_1_1.jpg", "query/0001/0001_c2s1_1_1.jpg"), True),
+        (("0/a.jpg", "1/a.jpg"), False),
+    ],
+    ids=["market", "numbered-from-0", "prepared", "folders"],
+)
+def test_identity_0_is_nobody_in_a_gallery_like_markets_and_a_person_elsewhere(tmp_path, names, is_nobody):
+    assert DatasetIndex.open(write_images(tmp_path, *names)).has_distractors is is_nobody
+
+
+def test_identity_0_of_a_table_is_a_person(tmp_path):
+    text = "path,pid,camid,split\na.jpg,0,1,gallery\nb.jpg,1,1,gallery\nc.jpg,1,2,query\n"
+    assert not open_table(tmp_path, text).has_distractors
 
 
 def test_an_empty_folder_says_what_was_expected(tmp_path):
@@ -388,6 +517,26 @@ def test_a_missing_split_names_those_that_exist(tmp_path):
         index.split("gallery")
 
 
+def test_names_of_files_may_hold_anything_that_a_system_allows(tmp_path):
+    odd = [
+        b"0002_c1s1_1_\n1.jpg",
+        b"0003_c1s1_1_1\x1b[2J.jpg",
+        b"0004_c1s1_1_\xff.jpg",
+        b"0005_c1s1_1_1.jpg",
+        b"\xff.jpg",
+    ]
+    (tmp_path / "bounding_box_train").mkdir()
+    for name in odd:
+        (tmp_path / "bounding_box_train" / os.fsdecode(name)).write_bytes(b"x")
+    index = DatasetIndex.open(tmp_path)
+    assert len(index) + len(index.unparsed) == len(odd)
+    assert len(index.fingerprint) == 16
+    result = CliRunner().invoke(main, ["check", str(tmp_path), "--decode"])
+    assert (result.exit_code, "3 images cannot be read" in result.output) == (1, True)  # what is said is plain text
+    assert "\x1b" not in result.output
+    assert CliRunner().invoke(main, ["check", str(tmp_path), "--json", "--decode"]).exit_code == 1
+
+
 def test_labels_number_the_sorted_identities_of_a_split(tmp_path):
     train = DatasetIndex.open(write_images(tmp_path, *MARKET)).split("train_all")
     assert train.labels == {2: 0, 7: 1}
@@ -400,6 +549,22 @@ def test_the_fingerprint_does_not_depend_on_where_the_data_lies(tmp_path):
     fewer = DatasetIndex.open(write_images(tmp_path / "fewer", *MARKET[:-1]))
     assert here.fingerprint == there.fingerprint
     assert here.fingerprint != fewer.fingerprint
+
+
+@pytest.mark.parametrize("change", [{"pid": 8}, {"camid": 9}, {"split": "gallery"}, {"path": "query/other.jpg"}])
+def test_the_fingerprint_depends_on_all_that_a_record_says(change):
+    record = ImageRecord(Path("data/query/x.jpg"), 7, 1, "query")
+    changed = replace(record, **{key: Path("data", value) if key == "path" else value for key, value in change.items()})
+    before, after = (DatasetIndex(Path("data"), "csv", (one,)).fingerprint for one in (record, changed))
+    assert before != after
+
+
+def test_the_fingerprint_is_the_same_whichever_way_a_path_is_written(tmp_path, monkeypatch):
+    """Fast for paths that begin with the dataset's folder, and the same for all others."""
+    expected = DatasetIndex.open(write_images(tmp_path, *MARKET)).fingerprint
+    monkeypatch.chdir(tmp_path)
+    around = tmp_path / "query" / ".."
+    assert {DatasetIndex.open(root).fingerprint for root in (".", around, f"{tmp_path}/", tmp_path)} == {expected}
 
 
 @pytest.mark.parametrize("layout", ["market1501", "dukemtmc", "msmt17", "folders"])

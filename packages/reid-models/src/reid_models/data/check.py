@@ -1,8 +1,11 @@
 """What a dataset should contain, what was found, and what to do about the difference.
 
-check = check_dataset("Market-1501-v15.09.15")
-print(check.to_text())
-check.can_train        # False when a finding is an error
+    check = check_dataset("Market-1501-v15.09.15")
+    print(check.to_text())
+    check.can_train                # False when a finding is an error
+
+Whether a training can start is judged in one place, `training_findings`, which `reid-models train` shows too. It looks
+at names, numbers and sizes; `check_dataset` also compares with what was published and reads files.
 """
 
 from __future__ import annotations
@@ -11,14 +14,17 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from reid_eval.files import ImageError, read_pixels
+from reid_eval.errors import printable
+from reid_eval.files import ImageError, Picture, read_picture
 from reid_eval.progress import track
+from reid_eval.ranking import ProtocolName
 from reid_models.data.index import SPLITS, DatasetIndex, ImageRecord, dataset_of_names
 
 Severity = Literal["error", "warning", "note"]
@@ -124,6 +130,8 @@ class DatasetCheck:
     dataset: str
     splits: tuple[SplitCount, ...]
     findings: tuple[Finding, ...]
+    names: dict[int, str] = field(default_factory=dict)
+    """what people are called, by their numbers, where identities are words"""
 
     @property
     def can_train(self) -> bool:
@@ -133,19 +141,27 @@ class DatasetCheck:
     def to_text(self) -> str:
         """Tables and findings for people."""
         of = f" ({self.dataset})" if self.dataset != self.layout else ""
-        lines = [f"{self.root}: {self.layout}{of}", "", *_split_table(self.splits), "", *_camera_table(self.splits)]
+        lines = [printable(f"{self.root}: {self.layout}{of}")]
+        if self.names:
+            called = [f"{pid} {name}" for pid, name in sorted(self.names.items())[:_NAMES_SHOWN]]
+            more = f", ... ({len(self.names)} in all)" if len(self.names) > _NAMES_SHOWN else ""
+            lines += [printable(f"people: {', '.join(called)}{more}")]
+        lines += ["", *_split_table(self.splits), "", *_camera_table(self.splits)]
         if any(split.expected_images is not None for split in self.splits):
             agrees = all(split.agrees for split in self.splits)
             lines += ["", "all as published" if agrees else "found / published, where they differ"]
         for finding in self.findings:
-            lines += ["", f"{finding.severity}: {finding.what}", f"  -> {finding.remedy}"]
-            lines += [f"     {example}" for example in finding.examples]
+            lines += ["", f"{finding.severity}: {printable(finding.what)}", f"  -> {printable(finding.remedy)}"]
+            lines += [f"     {printable(example)}" for example in finding.examples]
         verdict = "training can start" if self.can_train else "training cannot start"
         return "\n".join([*lines, "", verdict])
 
     def to_json(self) -> str:
         """One JSON object."""
         return json.dumps({**dataclasses.asdict(self), "can_train": self.can_train}, indent=2)
+
+
+_NAMES_SHOWN = 8
 
 
 def _split_table(splits: tuple[SplitCount, ...]) -> list[str]:
@@ -206,15 +222,52 @@ def check_dataset(data: DatasetIndex | Path | str, *, layout: str = "auto", deco
     dataset = _dataset_of(index)
     published = _published_for(index, dataset)
     names = [name for name in SPLITS if name in index.splits or name in published]
-    splits = tuple(_count(index, dataset, name, published.get(name)) for name in names)
+    splits = tuple(_count(index, name, published.get(name)) for name in names)
+    files = _Files(index)
     findings = [
-        *_structure_findings(index, dataset),
+        *_findings(index, dataset, files),
         *_published_findings(index, published, splits),
-        *_file_findings(index, dataset, decode),
+        *_content_findings(index, dataset, files, decode),
     ]
+    return DatasetCheck(str(index.root), index.layout, dataset, splits, tuple(_worst_first(findings)), index.names)
+
+
+def training_findings(index: DatasetIndex) -> list[Finding]:
+    """What stands in the way of training on a dataset, or should be known before; the worst first.
+
+    An error means that training cannot start. No file is read: names, numbers, and what the system says of the files.
+    """
+    return _worst_first(_findings(index, _dataset_of(index), _Files(index)))
+
+
+def _worst_first(findings: Iterable[Finding]) -> list[Finding]:
     order: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
-    findings.sort(key=lambda finding: order[finding.severity])
-    return DatasetCheck(str(index.root), index.layout, dataset, splits, tuple(findings))
+    return sorted(findings, key=lambda finding: order[finding.severity])
+
+
+def fitting_protocol(index: DatasetIndex) -> ProtocolName | None:
+    """The protocol of `reid_eval.ranking` that query and gallery can be ranked by; None if there is nothing to rank.
+
+    "cross-camera" where anybody is asked for who is in the gallery under another camera, or an unknown one;
+    "no-camera" where all such pictures are of the query's own camera; "leave-one-out" where there is a query or a
+    gallery alone, with somebody in two pictures.
+    """
+    lowest = 1 if index.has_distractors else 0
+    asking = [record for record in index if record.split == "query" and record.pid >= 0]
+    answering = [record for record in index if record.split == "gallery" and record.pid >= lowest]
+    if asking and answering:
+        cameras = _cameras_of(answering)
+        found = [cameras[record.pid] - ({record.camid} - {-1}) for record in asking if record.pid in cameras]
+        return ("cross-camera" if any(found) else "no-camera") if found else None
+    pictures = Counter(record.pid for record in (*asking, *answering))
+    return "leave-one-out" if max(pictures.values(), default=0) > 1 else None
+
+
+def _cameras_of(records: Iterable[ImageRecord]) -> dict[int, set[int]]:
+    cameras: dict[int, set[int]] = {}
+    for record in records:
+        cameras.setdefault(record.pid, set()).add(record.camid)
+    return cameras
 
 
 def _dataset_of(index: DatasetIndex) -> str:
@@ -237,7 +290,7 @@ def _published_for(index: DatasetIndex, dataset: str) -> dict[str, Published]:
     return published
 
 
-def _count(index: DatasetIndex, dataset: str, name: str, published: Published | None) -> SplitCount:
+def _count(index: DatasetIndex, name: str, published: Published | None) -> SplitCount:
     split = index.split(name) if name in index.splits else index.subset([])
     cameras = Counter(int(camid) for camid in split.camids)
     return SplitCount(
@@ -246,7 +299,7 @@ def _count(index: DatasetIndex, dataset: str, name: str, published: Published | 
         ids=split.num_ids,
         cameras=dict(sorted(cameras.items())),
         junk=int((split.pids == -1).sum()),
-        distractors=int((split.pids == 0).sum()) if name == "gallery" and dataset != "msmt17" else 0,
+        distractors=int((split.pids == 0).sum()) if name == "gallery" and index.has_distractors else 0,
         expected_images=published.images if published else None,
         expected_ids=published.ids if published else None,
         expected_cameras=dict(enumerate(published.cameras, start=1)) if published and published.cameras else None,
@@ -292,7 +345,7 @@ def _instead(found: dict[str, int], expected: dict[str, int]) -> str:
     return ", ".join(f"{name} {found.get(name, 0):,} instead of {images:,}" for name, images in expected.items())
 
 
-def _structure_findings(index: DatasetIndex, dataset: str) -> Iterator[Finding]:
+def _findings(index: DatasetIndex, dataset: str, files: _Files) -> Iterator[Finding]:
     if index.unparsed:
         yield Finding(
             "warning",
@@ -300,41 +353,50 @@ def _structure_findings(index: DatasetIndex, dataset: str) -> Iterator[Finding]:
             "rename them as the layout demands (docs/data-and-files.md), or remove them",
             _names(index.unparsed),
         )
+    if index.left_out:
+        yield Finding(
+            "note",
+            f"{_count_of(index.left_out, 'folder')} with pictures {_are(index.left_out)} no part of this layout, and "
+            "left out",
+            "fine for backups and the like; pictures of the dataset belong where its layout has them",
+            tuple(_relative(index, folder) for folder in index.left_out[:5]),
+        )
     yield from _camera_findings(index, dataset)
-    people = {name: _people(index, dataset, name) for name in index.splits}
+    people = {name: _people(index, name) for name in index.splits}
     training = people.get("train", set()) | people.get("val", set())
     if not training:
         yield Finding("error", "no training images", "prepare or unpack the train split")
     elif len(training) == 1:
         yield Finding("error", "one identity to train on", "a classifier and a swap take at least two")
     else:
-        yield from _training_findings(index)
+        yield from _identity_findings(index)
     test = people.get("query", set()) | people.get("gallery", set())
     if dataset != "msmt17" and (shared := sorted(training & test)):  # MSMT17 numbers its halves independently
         yield Finding(
             "warning",
             f"{len(shared)} identities are in training and test",
             "scores will flatter the network; split by identity",
-            tuple(str(pid) for pid in shared[:5]),
+            _people_named(index, shared),
         )
-    if "query" in people and "gallery" in people:
-        yield from _query_findings(index)
-    elif "query" in people or "gallery" in people:
-        present, absent = ("query", "gallery") if "query" in people else ("gallery", "query")
-        yield Finding("warning", f"a {present} split but no {absent} split", "nothing can be ranked; unpack both")
+    yield from _evaluation_findings(index)
+    yield from _file_findings(index, files)
+    yield from _listing_findings(index, files)
 
 
 def _camera_findings(index: DatasetIndex, dataset: str) -> Iterator[Finding]:
     cameras = {int(camid) for camid in index.camids if camid >= 0}
-    if (index.camids < 0).any():
+    if unknown := int((index.camids < 0).sum()):
         yield Finding(
             "warning",
-            f"{int((index.camids < 0).sum())} images have no camera in their name",
-            "ranking will not leave out same-camera matches; rename as 0002_c1_...jpg or use a CSV",
+            f"{unknown} images have no known camera",
+            "training works; ranking will not leave out same-camera matches; rename as 0002_c1_...jpg or use a CSV",
         )
-    elif len(cameras) == 1:
+    training = {record.camid for record in index if record.split in ("train", "val")}
+    if len(training) == 1 and training != {-1}:
         yield Finding(
-            "warning", "all images are from one camera", "cross-camera ranking has no valid query; add a second camera"
+            "warning",
+            f"all training images are from one camera ({_camera(*training)})",
+            "training works, but teaches nothing about changes of camera; add pictures of a second camera",
         )
     most = _CAMERAS.get(dataset)
     if most is not None and cameras and max(cameras) > most:
@@ -343,7 +405,7 @@ def _camera_findings(index: DatasetIndex, dataset: str) -> Iterator[Finding]:
         )
 
 
-def _training_findings(index: DatasetIndex) -> Iterator[Finding]:
+def _identity_findings(index: DatasetIndex) -> Iterator[Finding]:
     train = index.split("train_all")
     if junk := int((train.pids == -1).sum()):
         yield Finding(
@@ -352,86 +414,237 @@ def _training_findings(index: DatasetIndex) -> Iterator[Finding]:
             "they would be trained on as if they were one person; take them out of the training split",
         )
     images = Counter(int(pid) for pid in train.pids)
-    cameras: dict[int, set[int]] = defaultdict(set)
-    for record in train:
-        cameras[record.pid].add(record.camid)
     if single := sorted(pid for pid, count in images.items() if count == 1):
+        everyone = len(single) == len(images)
         yield Finding(
             "warning",
-            f"{len(single)} training identities have one image",
-            "they give no positive pair; add images or leave them out",
-            tuple(str(pid) for pid in single[:5]),
+            f"{'all' if everyone else len(single)} training identities have one image",
+            "nobody can be compared with another picture of themselves: add pictures, or train with "
+            "sampler.kind=shuffled and loss.terms=CrossEntropy"
+            if everyone
+            else "they give no positive pair; add images or leave them out",
+            _people_named(index, single),
         )
-    one_camera = sorted(pid for pid, seen in cameras.items() if len(seen) == 1 and images[pid] > 1)
-    if one_camera and len({int(camid) for camid in index.camids}) > 1:
+    one_camera = sorted(pid for pid, seen in _cameras_of(train).items() if len(seen) == 1 and images[pid] > 1)
+    if one_camera and len({int(camid) for camid in train.camids}) > 1:
         yield Finding(
             "note",
             f"{len(one_camera)} training identities are seen by one camera",
             "they teach nothing about changes of camera",
-            tuple(str(pid) for pid in one_camera[:5]),
+            _people_named(index, one_camera),
         )
 
 
-def _query_findings(index: DatasetIndex) -> Iterator[Finding]:
-    cameras: dict[int, set[int]] = defaultdict(set)
-    for record in index.split("gallery"):
-        cameras[record.pid].add(record.camid)
+def _evaluation_findings(index: DatasetIndex) -> Iterator[Finding]:
+    """Whether and how query and gallery can be ranked."""
+    there = [name for name in ("query", "gallery") if name in index.splits]
+    protocol = fitting_protocol(index)
+    if not there:
+        yield Finding(
+            "note",
+            "no query and no gallery to evaluate on",
+            "training works without; people are ranked among themselves by 'reid-models extract --split train_all' and "
+            "'reid-eval rank --protocol leave-one-out'",
+        )
+    elif len(there) == 1:
+        absent = "gallery" if there == ["query"] else "query"
+        instead = (
+            "every picture is searched for among all others instead (leave-one-out)"
+            if protocol
+            else "nothing can be ranked, since nobody is there twice"
+        )
+        yield Finding(
+            "warning",
+            f"a {there[0]} split but no {absent} split",
+            f"{instead}; for a ranking across cameras put the pictures that ask into query, those that answer into "
+            "gallery",
+        )
+        if index.layout == "prepared" and any(_top(index, record) == "test" for record in index):
+            yield Finding("note", "the folder test is taken for the gallery", "split it into query and gallery")
+    elif protocol is None:
+        yield Finding(
+            "error",
+            "no query has its person in the gallery",
+            "nothing can be ranked: are identities or splits mixed up?",
+        )
+    else:
+        yield from _query_findings(index, protocol)
+
+
+def _query_findings(index: DatasetIndex, protocol: ProtocolName) -> Iterator[Finding]:
+    cameras = _cameras_of(record for record in index if record.split == "gallery")
     query = index.split("query")
     # An unknown camera is nobody's own: it rules nothing out.
-    lonely = [record for record in query if not cameras[record.pid] - ({record.camid} - {-1})]
+    lonely = [record for record in query if not cameras.get(record.pid, set()) - ({record.camid} - {-1})]
     if lonely:
-        everyone = len(lonely) == len(query)
         yield Finding(
-            "error" if everyone else "warning",
+            "warning",
             f"{len(lonely)} of {len(query)} queries have no match in another camera",
-            "nothing can be ranked: are cameras or splits mixed up?" if everyone else "they are skipped when scoring",
+            "they are skipped when scoring"
+            if protocol == "cross-camera"
+            else "matches of the same camera count instead (eval_protocol: no-camera), so numbers cannot be compared "
+            "with published ones; are cameras mixed up?",
             tuple(record.path.name for record in lonely[:5]),
         )
 
 
-def _file_findings(index: DatasetIndex, dataset: str, decode: bool) -> Iterator[Finding]:
-    missing: list[Path] = []
-    unreadable: list[Path] = []
-    by_size: defaultdict[int, list[ImageRecord]] = defaultdict(list)
-    for record in index:
-        try:
-            by_size[record.path.stat().st_size].append(record)
-        except OSError:
-            missing.append(record.path)
-    if dangling := [path for path in missing if path.is_symlink()]:
+def _top(index: DatasetIndex, record: ImageRecord) -> str:
+    """The folder of the dataset that a picture lies in."""
+    return record.path.relative_to(index.root).parts[0] if record.path.is_relative_to(index.root) else ""
+
+
+class _Files:
+    """What the system says of an index's files: their sizes, which are missing or no files, and which are one."""
+
+    def __init__(self, index: DatasetIndex) -> None:
+        self.by_size: defaultdict[int, list[ImageRecord]] = defaultdict(list)
+        self.missing: list[Path] = []
+        self.irregular: list[Path] = []
+        self.forbidden: list[Path] = []
+        self.of_file: defaultdict[Hashable, list[ImageRecord]] = defaultdict(list)
+        for record in index:
+            try:
+                state = os.stat(record.path)
+            except (OSError, ValueError):
+                self.missing.append(record.path)
+                continue
+            if not stat.S_ISREG(state.st_mode):
+                self.irregular.append(record.path)
+                continue
+            if not os.access(record.path, os.R_OK):
+                self.forbidden.append(record.path)
+            self.by_size[state.st_size].append(record)
+            self.of_file[(state.st_dev, state.st_ino) if state.st_ino else record.path].append(record)
+
+
+def _file_findings(index: DatasetIndex, files: _Files) -> Iterator[Finding]:
+    """Files that cannot be the pictures they are called."""
+    if dangling := [path for path in files.missing if path.is_symlink()]:
         yield Finding(
             "error",
             f"{len(dangling)} links lead nowhere: the raw pictures have moved",
             "run 'reid-models prepare' again, with --raw where they are now and the same --out",
             tuple(f"{_relative(index, path)} -> {os.readlink(path)}" for path in dangling[:5]),
         )
-    if absent := [path for path in missing if not path.is_symlink()]:
+    if absent := [path for path in files.missing if not path.is_symlink()]:
         yield Finding(
             "error",
             f"{len(absent)} listed files are not there",
             "unpack the images, or correct the list",
             _names(absent),
         )
-    if empty := [record.path for record in by_size.pop(0, [])]:
-        yield Finding("error", f"{len(empty)} files are empty", "unpack the archive again", _names(empty))
+    if files.irregular:
+        yield Finding(
+            "error",
+            f"{len(files.irregular)} pictures are pipes, devices or folders",
+            "remove them, or correct the list",
+            _names(files.irregular),
+        )
+    if empty := files.by_size.get(0):
+        paths = [record.path for record in empty]
+        yield Finding("error", f"{len(empty)} files are empty", "unpack the archive again", _names(paths))
+    if files.forbidden:
+        yield Finding(
+            "error",
+            f"{len(files.forbidden)} images cannot be read",
+            "give yourself permission, or remove them",
+            _names(files.forbidden),
+        )
+
+
+def _listing_findings(index: DatasetIndex, files: _Files) -> Iterator[Finding]:
+    """Pictures that are in the dataset more than once, by a list or by links."""
+    several = [records for records in files.of_file.values() if len(records) > 1]
+    contradicting = [records for records in several if len({record.pid for record in records}) > 1]
+    if contradicting:
+        yield Finding(
+            "warning",
+            f"{len(contradicting)} pictures are listed under several people",
+            "at most one of them is right; correct the list",
+            tuple(
+                f"{_relative(index, records[0].path)}: "
+                + " and ".join(_people_named(index, sorted({record.pid for record in records})))
+                for records in contradicting[:5]
+            ),
+        )
+    leaking = [
+        records for records in several if _is_in(records, "train", "val") and _is_in(records, "query", "gallery")
+    ]
+    if leaking:
+        yield Finding(
+            "warning",
+            f"{len(leaking)} pictures are in training and test",
+            "scores will flatter the network; list each once",
+            _same_file(index, leaking),
+        )
+    asking = [records for records in several if _is_in(records, "query") and _is_in(records, "gallery")]
+    looks_at_cameras = fitting_protocol(index) == "cross-camera"
+    harmful = [records for records in asking if not looks_at_cameras or _finds_itself(records)]
+    if harmful:
+        yield Finding(
+            "warning",
+            f"{len(harmful)} queries are in the gallery themselves, and no camera leaves them out",
+            "each finds itself first, so scores are far too good (mAP near 1); list a picture once, or give its camera",
+            _same_file(index, harmful),
+        )
+    elif asking:
+        yield Finding(
+            "note",
+            f"{len(asking)} queries are in the gallery too",
+            "of the same person and camera, so they do not count",
+            _same_file(index, asking),
+        )
+    told = {id(records) for records in (*contradicting, *leaking, *asking)}
+    if again := [records for records in several if id(records) not in told]:
+        yield Finding(
+            "warning",
+            f"{len(again)} pictures are listed more than once",
+            "each counts as often as it is listed; list it once",
+            _same_file(index, again),
+        )
+
+
+def _is_in(records: Sequence[ImageRecord], *splits: str) -> bool:
+    return any(record.split in splits for record in records)
+
+
+def _finds_itself(records: Sequence[ImageRecord]) -> bool:
+    """Whether the rule of the same camera does not keep a picture in query and gallery from being its own answer."""
+    asks = {(record.pid, record.camid) for record in records if record.split == "query"}
+    answers = {(record.pid, record.camid) for record in records if record.split == "gallery"}
+    return any(pid == other and (camid != camera or camid == -1) for pid, camid in asks for other, camera in answers)
+
+
+def _same_file(index: DatasetIndex, groups: Sequence[Sequence[ImageRecord]]) -> tuple[str, ...]:
+    """Files with where they are listed, for people to find them."""
+    return tuple(
+        f"{_relative(index, records[0].path)}: "
+        + " and ".join(f"{index.name_of(record.pid)} in {record.split}" for record in records[:3])
+        for records in groups[:5]
+    )
+
+
+def _content_findings(index: DatasetIndex, dataset: str, files: _Files, decode: bool) -> Iterator[Finding]:
+    """What is found by reading files: all of them with `decode`, otherwise those of equal size."""
+    unreadable: dict[Path, str] = {}
     copies = defaultdict(list)
-    candidates = [record for records in by_size.values() if len(records) > 1 for record in records]
-    for record in track(candidates, "comparing files"):
+    groups = [records for size, records in files.by_size.items() if size and len(records) > 1]
+    for record in track([record for records in groups for record in records], "comparing files"):
         try:
             copies[hashlib.sha256(record.path.read_bytes()).digest()].append(record)
         except OSError:
-            unreadable.append(record.path)
+            unreadable[record.path] = str(record.path)
     alike = [records for records in copies.values() if len(records) > 1]
     same = [records for records in alike if len({record.path.resolve() for record in records}) > 1]
     if dataset in _QUERY_IN_GALLERY:
-        expected = [records for records in same if {record.split for record in records} == {"query", "gallery"}]
-        if expected:
+        found = len(same)
+        same = [records for records in same if {record.split for record in records} != {"query", "gallery"}]
+        if found > len(same):
             yield Finding(
                 "note",
-                f"{len(expected)} query images lie in the gallery too",
+                f"{found - len(same)} query images lie in the gallery too",
                 "as this dataset is made; same camera, so they do not count",
             )
-        same = [records for records in same if records not in expected]
     if same:
         yield Finding(
             "warning",
@@ -440,28 +653,110 @@ def _file_findings(index: DatasetIndex, dataset: str, decode: bool) -> Iterator[
             tuple(" = ".join(_relative(index, record.path) for record in records[:3]) for records in same[:5]),
         )
     if decode:
-        unreadable = [record.path for record in track(index.records, "decoding") if not _can_be_decoded(record.path)]
-    if unreadable:
+        decoded = _Decoded()
+        for record in track(index.records, "decoding"):
+            decoded.add(record.path)
+        unreadable |= decoded.unreadable
+        yield from decoded.findings()
+    known = {*files.missing, *files.irregular, *files.forbidden, *(record.path for record in files.by_size[0])}
+    if others := [reason for path, reason in unreadable.items() if path not in known]:
         yield Finding(
             "error",
-            f"{len(unreadable)} images cannot be read",
+            f"{len(others)} images cannot be read",
             "restore them from the archive or give yourself permission, or remove them",
-            _names(unreadable),
+            tuple(others[:5]),
         )
 
 
-def _can_be_decoded(path: Path) -> bool:
-    try:
-        read_pixels(path)
-    except ImageError:
-        return False
-    return True
+class _Decoded:
+    """What decoding every picture has shown."""
+
+    def __init__(self) -> None:
+        self.unreadable: dict[Path, str] = {}
+        """why, by path"""
+        self.codecs: Counter[str] = Counter()
+        self.modes: Counter[str] = Counter()
+        self.rotated: list[Path] = []
+        self.animated: list[Path] = []
+        self.transparent: list[Path] = []
+
+    def add(self, path: Path) -> None:
+        """Decode one picture."""
+        try:
+            picture = read_picture(path)
+        except ImageError as error:
+            self.unreadable[path] = str(error)
+            return
+        self._count(path, picture)
+
+    def _count(self, path: Path, picture: Picture) -> None:
+        self.codecs[picture.codec] += 1
+        self.modes[picture.mode] += 1
+        for holds, paths in (
+            (picture.is_rotated, self.rotated),
+            (picture.is_animated, self.animated),
+            (picture.is_transparent, self.transparent),
+        ):
+            if holds:
+                paths.append(path)
+
+    def findings(self) -> Iterator[Finding]:
+        """What a reader of any result should know about the pictures."""
+        if self.rotated:
+            yield Finding(
+                "warning",
+                f"{len(self.rotated)} pictures ask for a rotation (Exif) that is not applied",
+                "viewers turn them, training and evaluation do not; turn the pixels themselves",
+                _names(self.rotated),
+            )
+        if self.animated:
+            yield Finding(
+                "note",
+                f"{len(self.animated)} pictures are animations, of which the first frame counts",
+                "save other frames as pictures of their own if they should count",
+                _names(self.animated),
+            )
+        if self.transparent:
+            yield Finding(
+                "note",
+                f"{len(self.transparent)} pictures have transparency, which is dropped",
+                "paint them on the background that they should have",
+                _names(self.transparent),
+            )
+        if others := {mode: count for mode, count in self.modes.items() if mode != "RGB"}:
+            yield Finding(
+                "note",
+                f"{sum(others.values())} pictures are not RGB and are converted ({_counts(others)})",
+                "CMYK becomes RGB without its colour profile; convert such pictures if their colours look wrong",
+            )
+        if len(self.codecs) > 1:
+            yield Finding(
+                "note",
+                f"pictures of {len(self.codecs)} codecs ({_counts(self.codecs)})",
+                "where people or splits differ in codec, a network may learn the codec",
+            )
 
 
-def _people(index: DatasetIndex, dataset: str, split: str) -> set[int]:
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _people(index: DatasetIndex, split: str) -> set[int]:
     """The identities of a split that are people: no junk, no distractors."""
-    lowest = 0 if dataset == "msmt17" or split in ("train", "val") else 1
+    lowest = 1 if index.has_distractors and split not in ("train", "val") else 0
     return {int(pid) for pid in index.split(split).pids if pid >= lowest}
+
+
+def _people_named(index: DatasetIndex, pids: Sequence[int]) -> tuple[str, ...]:
+    return tuple(index.name_of(pid) for pid in pids[:5])
+
+
+def _count_of(things: Sequence[object], what: str) -> str:
+    return f"{len(things)} {what}{'s' if len(things) > 1 else ''}"
+
+
+def _are(things: Sequence[object]) -> str:
+    return "are" if len(things) > 1 else "is"
 
 
 def _names(paths: tuple[Path, ...] | list[Path]) -> tuple[str, ...]:
