@@ -108,6 +108,19 @@ def test_erasing_sets_one_rectangle_to_the_mean_colour_and_leaves_its_input_alon
         assert 0.01 < box_h * box_w / (64 * 32) < 0.43  # 2 % to 40 %, sides rounded to whole pixels
 
 
+def test_erased_rectangles_reach_from_2_to_40_percent_and_from_flat_to_tall():
+    """Zhong et al. 2017 draw both uniformly: of so many, some come near each end, and none passes it."""
+    zeros = (random_erasing(torch.ones(1500, 1, 100, 100), 1.0, generator=generator()) == 0)[:, 0]
+    heights, widths = zeros.any(2).sum(1), zeros.any(1).sum(1)
+    share, aspect = heights * widths / 100**2, heights / widths
+    rounded = 0.01  # sides are whole pixels of 100
+    assert 0.02 - rounded < share.min() < 0.03
+    assert 0.38 < share.max() < 0.40 + rounded
+    assert 0.27 < aspect.min() < 0.36  # 0.3, by sides of 8 pixels and more
+    assert 3.0 < aspect.max() < 3.7
+    torch.testing.assert_close(share.median(), torch.tensor(0.21), atol=0.02, rtol=0)  # 1500 draws scatter by 0.004
+
+
 @pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (0.5, 70, 130), (1.0, 200, 200)])
 def test_erasing_happens_as_often_as_asked(probability, low, high):
     erased = random_erasing(torch.ones(200, 3, 16, 8), probability, generator=generator())
