@@ -22,6 +22,7 @@ from reid_eval.files import (
     list_images,
     read_pixels,
     remove_abandoned,
+    replace_link,
     save_image,
     short_name,
     write_text,
@@ -338,3 +339,21 @@ def test_what_a_system_keeps_for_itself_is_no_picture_of_a_folder(tmp_path, name
         folder.mkdir(exist_ok=True)
         (folder / "a.png").write_bytes(b"x")
     assert list_images(tmp_path) == [tmp_path / "a.png"]
+
+
+def test_a_link_is_replaced_at_once_also_where_names_are_long(tmp_path):
+    link = tmp_path / ("ü" * 120 + ".jpg")
+    replace_link(link, "nowhere")
+    (tmp_path / "a").write_bytes(b"a")
+    replace_link(link, "a")
+    assert (link.read_bytes(), os.readlink(link)) == (b"a", "a")
+    (tmp_path / "b").write_bytes(b"b")
+    replace_link(tmp_path / "b", "a")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {link.name: b"a", "a": b"a", "b": b"a"}
+
+
+def test_a_link_that_cannot_be_replaced_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        replace_link(tmp_path / "folder", "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reid_eval.errors import ReidError
-from reid_eval.reading import read_bytes, read_json_object, read_text, reading, sealed, unsealed, verify_zip
+from reid_eval.reading import read_bytes, read_json_object, read_text, reading, seal_of, sealed, unsealed, verify_zip
 
 
 class DamagedError(ReidError):
@@ -106,3 +106,9 @@ def _is_noticed(file: Path, content: bytes, bit: int) -> bool:
     except DamagedError:
         return True
     return False
+
+
+def test_a_seal_holds_however_the_json_is_laid_out(tmp_path):
+    values = {"b": (1, 2.5), "a": {"x": None}}
+    (tmp_path / "a.json").write_text(json.dumps({"sha256": seal_of(values), **values}, indent=7))
+    assert unsealed(tmp_path / "a.json", DamagedError, "a kept answer") == {"b": [1, 2.5], "a": {"x": None}}

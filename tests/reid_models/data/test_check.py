@@ -1,7 +1,9 @@
+import itertools
 import json
 import os
 import re
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -473,6 +475,22 @@ def test_decoding_tells_what_pictures_hold_that_pixels_do_not_show(tmp_path):
     (deep,) = [finding for finding in check_dataset(tmp_path, decode=True).findings if "cannot be read" in finding.what]
     assert "expected 8 bits per channel" in deep.examples[0]
     assert not [what for what in findings(tmp_path) if "Exif" in what]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_decoding_that_is_asked_to_stop_leaves_with_75(tmp_path, monkeypatch, name):
+    write_images(tmp_path, *SOUND)
+    open_image, calls = Image.open, itertools.count()
+
+    def open_and_send(*arguments, **options):
+        if next(calls) == 2:
+            os.kill(os.getpid(), getattr(signal, name))
+        return open_image(*arguments, **options)
+
+    monkeypatch.setattr(Image, "open", open_and_send)
+    result = CliRunner().invoke(main, ["check", str(tmp_path), "--decode"])
+    assert (result.exit_code, result.stdout) == (75, "")
+    assert (result.stderr.count("\n"), result.stderr.startswith(f"error: {name}: ")) == (1, True)
 
 
 def test_veri_queries_may_lie_in_its_gallery(tmp_path):

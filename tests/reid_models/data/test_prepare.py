@@ -1,6 +1,7 @@
 import errno
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from reid_eval.errors import OutputError
+from reid_eval.files import atomic_path
+from reid_eval.locks import locked
 from reid_models.cli import main
 from reid_models.data.index import DatasetError, DatasetIndex
 from reid_models.data.prepare import prepare_dataset
@@ -144,6 +147,7 @@ def test_copying_that_is_killed_is_finished_by_the_command_it_names(tmp_path):
     assert len(index) == 400
     assert not any(record.path.is_symlink() for record in index)
     assert all((raw / "bounding_box_train" / path.name).read_bytes() == path.read_bytes() for path in index.paths)
+    assert not list(out.rglob(".*"))  # nothing half written is left
 
 
 def test_a_disk_that_fills_while_copying_is_one_line_and_loses_nothing(toy_root, tmp_path, monkeypatch):
@@ -192,6 +196,171 @@ def test_links_become_copies_when_those_are_asked_for(toy_root, tmp_path):
     assert len(files) > len(index)  # train_all holds those of train and val once more
     assert not any(path.is_symlink() for path in files)
     assert all(path.read_bytes() == next(toy_root.glob(f"*/{path.name}")).read_bytes() for path in files)
+
+
+def of_a_dead_process(name: str) -> str:
+    """What a process that was killed leaves beside a file that it was writing."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    alive = str(os.getpid())
+    with atomic_path(Path(name)) as part:
+        return part.name.replace(f".{alive}-", f".{process.pid}-")
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_what_killed_runs_have_half_written_is_removed_and_nothing_else(toy_root, tmp_path, copy):
+    folder = prepare_dataset(toy_root, tmp_path / "data", copy=copy)[0].path.parent
+    abandoned = folder / of_a_dead_process(str(tmp_path / "x.jpg"))
+    for file in (abandoned, folder / ".mine", folder / ".notes.part"):
+        file.write_bytes(b"x")
+    prepare_dataset(toy_root, tmp_path / "data", copy=copy)
+    assert {path.name for path in folder.glob(".*")} == {".mine", ".notes.part"}
+
+
+def test_a_copy_that_is_empty_or_cut_off_is_made_again(toy_root, tmp_path):
+    index = prepare_dataset(toy_root, tmp_path / "data", copy=True)
+    whole = [path.read_bytes() for path in index.paths]
+    index.paths[0].write_bytes(b"")
+    index.paths[1].write_bytes(whole[1][:100])
+    before = index.paths[2].stat()
+    prepare_dataset(toy_root, tmp_path / "data", copy=True)
+    assert [path.read_bytes() for path in index.paths] == whole
+    assert index.paths[2].stat() == before
+    index.paths[0].write_bytes(b"")
+    prepare_dataset(toy_root, tmp_path / "data")  # without --copy by a link
+    assert index.paths[0].is_symlink()
+    assert [path.read_bytes() for path in index.paths] == whole
+
+
+def test_links_lead_to_the_raw_dataset_that_was_named_last(toy_root, tmp_path):
+    other = Path(shutil.copytree(toy_root, tmp_path / "other"))
+    prepare_dataset(toy_root, tmp_path / "data")
+    index = prepare_dataset(other, tmp_path / "data")
+    assert all(path.resolve().is_relative_to(other) for path in index.paths)
+
+
+def test_names_of_people_are_kept_in_a_table(tmp_path):
+    raw = write_files(tmp_path / "raw", "Anna Müller/1.jpg", "Anna Müller/2.jpg", "=1+1/1.jpg")
+    prepared = prepare_dataset(raw, tmp_path / "data")
+    assert prepared.names == DatasetIndex.open(raw).names == {1: "=1+1", 2: "Anna Müller"}
+    assert contents(prepared, "train_all") == {("1.jpg", 1, -1), ("1.jpg", 2, -1), ("2.jpg", 2, -1)}
+    assert (tmp_path / "data/train_all/0002/1.jpg").is_symlink()
+    assert prepare_dataset(raw, tmp_path / "data").names == prepared.names
+
+
+def test_a_folder_prepared_by_an_earlier_version_is_opened_and_gets_its_names(tmp_path):
+    raw = write_files(tmp_path / "raw", "anna/1.jpg", "bert/1.jpg")
+    prepare_dataset(raw, tmp_path / "data")
+    marker = tmp_path / "data" / "index.json"
+    values = json.loads(marker.read_text())
+    earlier = {key: value for key, value in values.items() if key not in ("sha256", "names")}
+    marker.write_text(json.dumps(earlier, indent=2) + "\n")
+    assert DatasetIndex.open(tmp_path / "data").names == {}
+    assert prepare_dataset(raw, tmp_path / "data").names == {1: "anna", 2: "bert"}
+
+
+def test_a_damaged_marker_of_ours_is_one_line_and_never_another_dataset(tmp_path):
+    raw = write_files(tmp_path / "raw", "anna/1.jpg", "bert/1.jpg")
+    prepared = prepare_dataset(raw, tmp_path / "data")
+    marker = tmp_path / "data" / "index.json"
+    whole = marker.read_bytes()
+    refused = 0
+    for position in range(len(whole)):
+        marker.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        try:
+            index = DatasetIndex.open(tmp_path / "data")
+        except DatasetError as error:
+            assert "prepare the dataset again in a new folder" in str(error)  # noqa: PT017
+            refused += 1
+        else:  # no marker of ours any more, or a space is another; the folders are read as they are
+            assert index.records == prepared.records
+            assert index.names in (prepared.names, {})
+    assert refused > 0.8 * len(whole)
+    marker.write_bytes(whole.replace(b"anna", b"hans"))
+    result = command("prepare", "--raw", raw, "--out", tmp_path / "data")
+    assert (result.exit_code, "values are not those that were written" in result.stderr) == (1, True)
+
+
+def test_long_names_get_numbers_in_front_and_still_fit(tmp_path):
+    names = ["x" * 251 + ".jpg", "x" * 250 + "y.jpg", "ü" * 125 + ".jpg"]
+    write_files(tmp_path, *names)
+    rows = "".join(f"{name},Anna,2\n" for name in names)
+    (tmp_path / "people.csv").write_text(f"path,pid,camid\n{rows}")
+    for copy in (False, True):
+        prepared = prepare_dataset(tmp_path / "people.csv", tmp_path / f"data-{copy}", copy=copy)
+        assert (len(prepared), set(prepared.camids)) == (3, {2})
+        assert all(len(os.fsencode(path.name)) <= 255 for path in prepared.paths)
+
+
+def test_of_two_preparations_at_once_one_is_refused(toy_root, tmp_path):
+    out = tmp_path / "data"
+    prepare_dataset(toy_root, out)
+    before = snapshot(out)
+    other = make_toy_dataset(tmp_path / "other", ids=4, cameras=2, per_camera=2, seed=1, image_hw=(32, 16))
+    with locked(out, "reid-models prepare"):
+        with pytest.raises(OutputError, match=r"data: reid-models prepare \(process \d+.*is writing here"):
+            prepare_dataset(toy_root, out, copy=True)
+        with pytest.raises(OutputError, match="holds another dataset"):
+            prepare_dataset(other, out)
+        assert snapshot(out).keys() - {".lock"} == before.keys()
+    assert snapshot(out) == before
+
+
+def prepare_when_all_are_ready(raw, out, barrier):
+    barrier.wait()
+    try:
+        prepare_dataset(raw, out)
+    except OutputError:
+        raise SystemExit(1) from None
+
+
+def test_two_datasets_prepared_into_one_folder_at_once_never_mix(toy_root, tmp_path):
+    other = make_toy_dataset(tmp_path / "other", ids=4, cameras=2, per_camera=2, seed=1, image_hw=(32, 16))
+    forked = multiprocessing.get_context("fork")
+    for _ in range(3):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        barrier = forked.Barrier(2)
+        both = [
+            forked.Process(target=prepare_when_all_are_ready, args=(raw, tmp_path / "data", barrier))
+            for raw in (toy_root, other)
+        ]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join()
+        assert sorted(process.exitcode for process in both) == [0, 1]
+        found = DatasetIndex.open(tmp_path / "data")
+        assert contents(found, "query") in [contents(DatasetIndex.open(raw), "query") for raw in (toy_root, other)]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize("copy", [[], ["--copy"]], ids=["links", "copies"])
+def test_a_preparation_that_is_asked_to_stop_leaves_with_75_and_is_finished_by_the_same_command(
+    toy_root, tmp_path, monkeypatch, name, copy
+):
+    arguments = ("prepare", "--raw", toy_root, "--out", tmp_path / "data", *copy)
+    placed = itertools.count()
+    monkeypatch.setattr(os, "readlink", sending(name, placed, os.readlink))
+    monkeypatch.setattr(os, "lstat", sending(name, placed, os.lstat))
+    result = command(*arguments)
+    assert (result.exit_code, result.stdout) == (75, ""), result.output
+    assert result.stderr.splitlines()[-1].startswith(f"error: {name}: nothing is half written; run the same command")
+    monkeypatch.undo()
+    with pytest.raises(DatasetError, match="its preparation was cut short"):
+        DatasetIndex.open(tmp_path / "data")
+    assert command(*arguments).exit_code == 0
+    assert len(DatasetIndex.open(tmp_path / "data")) == len(DatasetIndex.open(toy_root))
+
+
+def sending(name: str, calls, original):
+    """A function that sends this process a signal when `calls` has counted to 10."""
+
+    def counted(*arguments, **options):
+        if next(calls) == 10:
+            os.kill(os.getpid(), getattr(signal, name))
+        return original(*arguments, **options)
+
+    return counted
 
 
 def test_listed_pictures_that_are_not_there_are_refused_before_anything_is_written(tmp_path):

@@ -1,6 +1,12 @@
 """The toy world: what is drawn is what the records say, and the layouts are those of the published datasets."""
 
+import itertools
+import json
+import multiprocessing
+import os
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +21,7 @@ from PIL import Image
 
 from reid_eval.errors import OutputError
 from reid_eval.files import list_images, read_pixels, save_image
+from reid_eval.locks import locked
 from reid_models.cli import main
 from reid_models.config import ConfigError
 from reid_models.data.drawing import Appearance, Structure
@@ -296,8 +303,7 @@ def test_a_run_that_is_killed_is_completed_by_the_next(tmp_path):
         load_toy_records(tmp_path / "cut")
     make_toy_dataset(tmp_path / "cut", **arguments)
     whole = content(make_toy_dataset(tmp_path / "whole", **arguments))
-    cut = {name: data for name, data in content(tmp_path / "cut").items() if not name.endswith(".part")}
-    assert cut == whole
+    assert content(tmp_path / "cut") == whole
 
 
 def test_a_missing_picture_is_drawn_again(tmp_path):
@@ -306,6 +312,75 @@ def test_a_missing_picture_is_drawn_again(tmp_path):
     list_images(out)[3].unlink()
     make_toy_dataset(out, **SMALL)
     assert content(out) == before
+
+
+def test_an_empty_picture_is_drawn_again(tmp_path):
+    out = make_toy_dataset(tmp_path / "toy", **SMALL, layout="msmt17")
+    before = content(out)
+    list_images(out)[3].write_bytes(b"")
+    (out / "list_query.txt").write_bytes(b"")
+    (out / "list_train.txt").write_bytes(before["list_train.txt"][:-9])
+    make_toy_dataset(out, **SMALL, layout="msmt17")
+    assert content(out) == before
+
+
+def draw_when_all_are_ready(out, seed, barrier):
+    barrier.wait()
+    try:
+        make_toy_dataset(out, **{**SMALL, "seed": seed})
+    except OutputError:
+        raise SystemExit(1) from None
+
+
+def test_of_two_worlds_drawn_into_one_folder_at_once_one_is_refused(tmp_path):
+    alone = [content(make_toy_dataset(tmp_path / f"alone{seed}", **SMALL, seed=seed)) for seed in (0, 1)]
+    forked = multiprocessing.get_context("fork")
+    for _ in range(4):
+        shutil.rmtree(tmp_path / "both", ignore_errors=True)
+        barrier = forked.Barrier(2)
+        both = [
+            forked.Process(target=draw_when_all_are_ready, args=(tmp_path / "both", seed, barrier)) for seed in (0, 1)
+        ]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join()
+        drawn = [seed for seed, process in enumerate(both) if process.exitcode == 0]
+        assert len(drawn) == 1
+        assert content(tmp_path / "both") == alone[drawn[0]]
+
+
+def test_whoever_comes_second_is_told_who_draws_or_what_is_there(tmp_path):
+    out = make_toy_dataset(tmp_path / "toy", **SMALL)
+    before = content(out)
+    with locked(out, "reid-models toy"):
+        with pytest.raises(OutputError, match=r"reid-models toy \(process \d+ .*\) is writing here"):
+            make_toy_dataset(out, **SMALL)
+        with pytest.raises(OutputError, match=r"holds a toy dataset with seed 0 \(now 1\)"):
+            make_toy_dataset(out, **SMALL, seed=1)
+    assert content(out) == before
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_a_drawing_that_is_asked_to_stop_leaves_with_75_and_is_finished_by_the_same_command(
+    tmp_path, monkeypatch, name
+):
+    arguments = ["toy", str(tmp_path / "toy"), "--ids", "4", "--cameras", "2", "--per-camera", "3"]
+    arguments += ["--image-size", "64x32"]
+    replace_file, calls = os.replace, itertools.count()
+
+    def replace_and_send(*places):
+        if next(calls) == 10:
+            os.kill(os.getpid(), getattr(signal, name))
+        return replace_file(*places)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_and_send)
+        result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 75, result.output
+    assert f"error: {name}: nothing is half written; run the same command to go on" in result.stderr
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert content(tmp_path / "toy") == content(make_toy_dataset(tmp_path / "whole", **SMALL))
 
 
 def test_a_folder_of_somebody_else_is_refused_and_left_alone(tmp_path):
@@ -348,6 +423,56 @@ def test_a_picture_of_another_dataset_has_no_records(market):
         load_toy_records(market).structure("9999_c1s1_000001_01.jpg")
 
 
+def test_any_damage_of_the_records_is_one_line_or_changes_nothing(market, tmp_path):
+    whole = (market / "toy.json").read_bytes()
+    expected = json.loads(whole)
+    rng, refused = random.Random(0), 0
+    for number in range(120):
+        position = rng.randrange(len(whole) if number % 2 else 400)
+        damaged = whole[:position] + rng.choice([b"", b"[" * 5000, b"\0", rng.randbytes(3)]) + whole[position + 1 :]
+        (tmp_path / "toy.json").write_bytes(damaged)
+        try:
+            records = load_toy_records(tmp_path)
+        except ToyWorldError:
+            refused += 1
+        else:
+            assert json.loads(damaged) == expected
+            assert records.names == sorted(expected["images"])
+    assert refused > 100
+
+
+def test_records_of_an_earlier_version_have_no_seal_and_are_read(market, tmp_path):
+    values = json.loads((market / "toy.json").read_text())
+    del values["sha256"]
+    (tmp_path / "toy.json").write_text(json.dumps(values))
+    ours, theirs = load_toy_records(market), load_toy_records(tmp_path)
+    assert all(ours.structure(name) == theirs.structure(name) for name in ours.names)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"images": []}, {"images": {"x": 1}}, {"made_of": 1}, {"made_of": {"image_hw": [1, 2, 3]}},
+     {"made_of": {"image_hw": ["a", "b"]}}, {"format": "1"}, {"format": None}],
+)  # fmt: skip
+def test_records_of_odd_kinds_are_one_line(market, tmp_path, change):
+    values = {**json.loads((market / "toy.json").read_text()), **change}
+    del values["sha256"]
+    (tmp_path / "toy.json").write_text(json.dumps(values))
+    with pytest.raises(ToyWorldError, match=r"toy\.json: .*draw the dataset again"):
+        load_toy_records(tmp_path)
+
+
+@pytest.mark.parametrize("records", [{}, {"appearance": 3, "structure": []}, {"appearance": {}, "structure": {"x": 1}}])
+def test_a_picture_of_odd_records_is_one_line(market, tmp_path, records):
+    values = {**json.loads((market / "toy.json").read_text()), "images": {"x.jpg": records}}
+    del values["sha256"]
+    (tmp_path / "toy.json").write_text(json.dumps(values))
+    loaded = load_toy_records(tmp_path)
+    for ask in (loaded.appearance, loaded.structure):
+        with pytest.raises(ToyWorldError, match=r"toy\.json: cannot be read"):
+            ask("x.jpg")
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 2}', '{"format": 1}'])
 def test_damaged_records_are_named(tmp_path, text):
     (tmp_path / "toy.json").write_text(text)
@@ -366,6 +491,41 @@ def test_the_command_draws_and_shows(tmp_path):
     assert "4 pictures" in result.output
     assert read_pixels(list_images(tmp_path / "toy")[0]).shape == (32, 16, 3)
     np.testing.assert_array_equal(read_pixels(tmp_path / "sheet.png"), contact_sheet(tmp_path / "toy"))
+
+
+def toy_command(out: Path, *more: str):
+    arguments = ["toy", out, "--ids", "2", "--cameras", "2", "--per-camera", "1", "--layout", "dukemtmc"]
+    return CliRunner().invoke(main, [*map(str, arguments), "--image-size", "32x16", *map(str, more)])
+
+
+def test_a_preview_replaces_its_own_and_nothing_else_unasked(tmp_path):
+    out, sheet = tmp_path / "toy", tmp_path / "sheet.png"
+    sheet.write_bytes(b"mine")
+    result = toy_command(out, "--preview", sheet)
+    assert (result.exit_code, "was not made by reid-models toy" in result.stderr) == (1, True)
+    assert content(tmp_path) == {"sheet.png": b"mine"}  # refused before anything was drawn
+    assert toy_command(out, "--preview", sheet, "--overwrite").exit_code == 0
+    made = sheet.read_bytes()
+    assert toy_command(out, "--preview", sheet).exit_code == 0
+    assert sheet.read_bytes() == made
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_a_preview_never_replaces_a_picture_of_the_dataset(tmp_path, more):
+    picture = toy_command(tmp_path / "first").exit_code or list_images(tmp_path / "first")[0]
+    there = tmp_path / "toy" / picture.relative_to(tmp_path / "first")
+    result = toy_command(tmp_path / "toy", "--preview", there, *more)
+    assert (result.exit_code, f"{there}: exists in {tmp_path / 'toy'}, which this command reads" in result.stderr) == (
+        1,
+        True,
+    )
+    assert there.read_bytes() == picture.read_bytes()
+
+
+def test_a_preview_is_a_picture_that_can_say_who_made_it(tmp_path):
+    result = toy_command(tmp_path / "toy", "--preview", tmp_path / "sheet.bmp")
+    assert (result.exit_code, "a name that ends in .png, .jpg, .jpeg or .webp" in result.stderr) == (1, True)
+    assert not (tmp_path / "toy").exists()
 
 
 @pytest.mark.parametrize("size", ["128", "64x", "axb", "128 x 64"])

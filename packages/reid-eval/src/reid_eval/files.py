@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import socket
 import stat
 import sys
@@ -207,6 +208,22 @@ def atomic_path(file: Path | str, *, follow_link: bool = True) -> Iterator[Path]
         raise _not_written(file, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def replace_link(link: Path | str, to: str) -> None:
+    """Make `link` a symbolic link to `to`, in place of what was there if anything was; there is never none meanwhile.
+
+    Raises:
+        OSError: links cannot be made there.
+    """
+    link = Path(link)
+    part = link.with_name(f".{link.name[:40]}.{_writer()}.{secrets.token_hex(4)}.part")
+    part.symlink_to(to)
+    try:
+        part.replace(link)
+    except OSError:
+        part.unlink()
+        raise
 
 
 _PART = re.compile(r"\..{0,40}\.(\d+)-([0-9a-f]{8})\.[a-z0-9_]+\.part", re.DOTALL)

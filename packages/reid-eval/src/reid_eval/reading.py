@@ -129,7 +129,7 @@ def verify_zip(file: Path | str, error: type[ReidError], expected: str) -> None:
 def sealed(values: Mapping[str, Any]) -> str:
     """A JSON object with a SHA-256 of its values, which `unsealed` compares."""
     plain = json.loads(json.dumps(values))  # as it will be read: keys are texts, tuples are lists
-    return json.dumps({**plain, _SEAL: _digest(plain)}, indent=2) + "\n"
+    return json.dumps({**plain, _SEAL: seal_of(plain)}, indent=2) + "\n"
 
 
 def unsealed(file: Path | str, error: type[ReidError], expected: str) -> dict[str, Any]:
@@ -141,10 +141,11 @@ def unsealed(file: Path | str, error: type[ReidError], expected: str) -> dict[st
     values = read_json_object(file, error, expected)
     digest = values.pop(_SEAL, None)
     with reading(file, error, expected):
-        if digest != _digest(values):
+        if digest != seal_of(values):
             raise error(f"{file}: its values are not those that were written (SHA-256); expected {expected}")
     return values
 
 
-def _digest(values: Mapping[str, Any]) -> str:
+def seal_of(values: Mapping[str, Any]) -> str:
+    """The SHA-256 that `sealed` writes as "sha256": for JSON that is laid out in another way, and unsealed like it."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

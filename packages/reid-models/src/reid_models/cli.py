@@ -12,7 +12,7 @@ from typing import Literal
 
 import rich_click as click
 
-from reid_eval.errors import OutputError, user_errors
+from reid_eval.errors import OutputError, printable, user_errors
 from reid_models import __version__
 
 
@@ -37,13 +37,22 @@ def main() -> None:
 )
 @click.option("--image-size", default="128x64", show_default=True, metavar="HxW", help="Height x width in pixels.")
 @click.option("--preview", type=click.Path(path_type=Path), help="Write a contact sheet (.png) too: one row a person.")
+@click.option("--overwrite", is_flag=True, help="Let --preview replace a file that toy has not made.")
 def toy(
-    out: Path, ids: int, cameras: int, per_camera: int, seed: int, layout: str, image_size: str, preview: Path | None
+    out: Path,
+    ids: int,
+    cameras: int,
+    per_camera: int,
+    seed: int,
+    layout: str,
+    image_size: str,
+    preview: Path | None,
+    overwrite: bool,
 ) -> None:
     """Draw a dataset of pedestrians of whom everything is known.
 
     OUT gets the pictures and toy.json, which holds for each picture what is worn and where the body is. The same
-    arguments give the same bytes. Run again, it completes what is missing.
+    arguments give the same bytes. Run again, also after it was stopped (exit code 75), it completes what is missing.
 
     \b
     Example:
@@ -51,23 +60,33 @@ def toy(
     """
     with user_errors():
         from reid_eval.files import save_image
+        from reid_eval.outputs import claim_file
+        from reid_eval.stopping import stoppable
         from reid_models.data.synthetic import contact_sheet, load_toy_records, make_toy_dataset, parse_image_size
 
-        make_toy_dataset(
-            out,
-            ids=ids,
-            cameras=cameras,
-            per_camera=per_camera,
-            seed=seed,
-            layout=layout,
-            image_hw=parse_image_size(image_size),
-        )
-        click.echo(f"wrote {len(load_toy_records(out))} pictures of {ids} people to {out}", err=True)
+        def may_write(sheet: Path) -> Path:
+            suffixes = (".png", ".jpg", ".jpeg", ".webp")
+            return claim_file(sheet, _TOY, inputs=[out], suffixes=suffixes, overwrite=overwrite)
+
         if preview is not None:
-            save_image(preview, contact_sheet(out))
-            click.echo(f"wrote {preview}", err=True)
+            may_write(preview)  # before anything is drawn
+        with stoppable():
+            make_toy_dataset(
+                out,
+                ids=ids,
+                cameras=cameras,
+                per_camera=per_camera,
+                seed=seed,
+                layout=layout,
+                image_hw=parse_image_size(image_size),
+            )
+        click.echo(printable(f"wrote {len(load_toy_records(out))} pictures of {ids} people to {out}"), err=True)
+        if preview is not None:
+            save_image(may_write(preview), contact_sheet(out), maker=_TOY)  # by now it may be a picture of the dataset
+            click.echo(printable(f"wrote {preview}"), err=True)
 
 
+_TOY = "reid-models toy"
 _layout = click.option("--layout", default="auto", show_default=True, help="The layout; auto recognises it by content.")
 
 
@@ -87,9 +106,11 @@ def check(data: Path, layout: str, decode: bool, as_json: bool) -> None:
       reid-models check Market-1501-v15.09.15 --decode
     """
     with user_errors():
+        from reid_eval.stopping import stoppable
         from reid_models.data.check import check_dataset
 
-        result = check_dataset(data, layout=layout, decode=decode)
+        with stoppable():
+            result = check_dataset(data, layout=layout, decode=decode)
     click.echo(result.to_json() if as_json else result.to_text())
     sys.exit(0 if result.can_train else 1)
 
@@ -103,19 +124,22 @@ def check(data: Path, layout: str, decode: bool, as_json: bool) -> None:
 def prepare(raw: Path, out: Path, layout: str, copy: bool, as_json: bool) -> None:
     """Lay a dataset out as one folder per identity: train_all, train, val, query, gallery, multi-query.
 
-    Nothing is moved or removed. Run again, it adds what is missing and mends links whose pictures have moved.
+    Nothing is moved or removed. Run again, also after it was stopped (exit code 75), it adds what is missing and mends
+    links whose pictures have moved.
 
     \b
     Example:
       reid-models prepare --raw Market-1501-v15.09.15 --out data/market
     """
     with user_errors():
+        from reid_eval.stopping import stoppable
         from reid_models.data.prepare import prepare_dataset
 
-        index = prepare_dataset(raw, out, layout=layout, copy=copy)
+        with stoppable():
+            index = prepare_dataset(raw, out, layout=layout, copy=copy)
         training = ("train_all",) if {"train", "val"} & set(index.splits) else ()
         parts = {split: index.split(split) for split in (*training, *index.splits)}
-    click.echo(f"wrote {out}", err=True)
+    click.echo(printable(f"wrote {out}"), err=True)
     if as_json:
         counts = {split: {"images": len(part), "ids": part.num_ids} for split, part in parts.items()}
         click.echo(json.dumps({"out": str(out), "splits": counts}))

@@ -25,6 +25,7 @@ from reid_eval.errors import printable
 from reid_eval.files import ImageError, Picture, read_picture
 from reid_eval.progress import track
 from reid_eval.ranking import ProtocolName
+from reid_eval.stopping import check_stop
 from reid_models.data.index import SPLITS, DatasetIndex, ImageRecord, dataset_of_names
 
 Severity = Literal["error", "warning", "note"]
@@ -503,6 +504,7 @@ class _Files:
         self.forbidden: list[Path] = []
         self.of_file: defaultdict[Hashable, list[ImageRecord]] = defaultdict(list)
         for record in index:
+            check_stop()
             try:
                 state = os.stat(record.path)
             except (OSError, ValueError):

@@ -6,24 +6,29 @@
 
 `val` holds the first picture of each identity in sorted order (MSMT17: its published list), `train` the others,
 `train_all` both. A name that does not tell the camera (VIPeR, a CSV) gets both numbers in front: `0004_c2_x.jpg`.
-Pictures are links unless copies are asked for. Nothing is moved or removed; a second run adds what is missing. Until
-a run has ended, `index.json` says so and the folder is not opened as a dataset.
+Where people have names, folders have their numbers and `index.json` the names. Pictures are links unless copies are
+asked for. Nothing is moved or removed; a second run adds what is missing and makes a copy again that has not the size
+of its picture. Until a run has ended, `index.json` says so and the folder is not opened as a dataset.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import reid_models
 from reid_eval.errors import OutputError
-from reid_eval.files import atomic_path, write_text
-from reid_eval.outputs import claim_folder
+from reid_eval.files import atomic_path, remove_abandoned, replace_link, short_name, write_text
+from reid_eval.locks import BusyError, locked
+from reid_eval.outputs import claim_folder, refuse_foreign_folder
 from reid_eval.progress import track
+from reid_eval.reading import sealed
 from reid_models.data.index import PREPARED_FILE, SPLITS, DatasetError, DatasetIndex, ImageRecord, parse_name
+from reid_models.data.layouts import PREPARED_FOLDERS, read_marker
 
 MARKER_FORMAT = 1
 FOLDERS = ("train_all", *SPLITS)
@@ -40,7 +45,9 @@ def prepare_dataset(
     Raises:
         DatasetError: `raw` is no known dataset or lacks pictures it lists, `out` is in its way, or two of its pictures
             would get one name.
-        OutputError: `out` holds other files or another dataset, or links cannot be made there.
+        OutputError: `out` holds other files or another dataset, somebody else is writing there, or links cannot be
+            made there.
+        Stopped: something asked to stop; run it again to go on.
     """
     raw, out = Path(raw), Path(out)
     index = index or DatasetIndex.open(raw, layout)
@@ -52,21 +59,43 @@ def prepare_dataset(
             f"{index.root}: {len(missing)} of {len(index)} pictures are not there, e.g. {missing[0]}; "
             "restore them or correct the list"
         )
-    claim_folder(out, PREPARED_FILE, what="a prepared dataset", is_ours=_is_marker)
-    made = _claim_for(out, raw, index, copy=copy)
-    _place_all(out, targets, copy=copy)
-    if not made["complete"]:
-        write_text(out / PREPARED_FILE, json.dumps({**made, "complete": True}, indent=2) + "\n")
+    _refuse_other(out, index)
+    claim_folder(out, PREPARED_FILE, what=_WHAT, is_ours=_is_marker)
+    try:
+        with locked(out, "reid-models prepare"):
+            _refuse_other(out, index)
+            made = _begin(out, raw, index, copy=copy)
+            _place_all(out, targets, copy=copy)
+            if not made["complete"]:
+                write_text(out / PREPARED_FILE, sealed({**made, "complete": True}))
+    except BusyError:
+        _refuse_other(out, index)
+        raise
     return DatasetIndex.from_prepared(out)
 
 
+_WHAT = "a prepared dataset"
+
+
 def _is_marker(file: Path) -> bool:
-    """Whether a folder's index.json is of `prepare`, if perhaps damaged; not that of another program."""
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return True  # `_claim_for` says that it is damaged
-    return isinstance(found, dict) and "index_fingerprint" in found
+    return read_marker(file.parent) is not None
+
+
+def _refuse_other(out: Path, index: DatasetIndex) -> None:
+    """See that a folder holds nothing, or this dataset."""
+    refuse_foreign_folder(out, PREPARED_FILE, what=_WHAT, is_ours=_is_marker)
+    found = read_marker(out)
+    if found is None:
+        return
+    if found.get("format") != MARKER_FORMAT:
+        raise OutputError(
+            f"{out / PREPARED_FILE}: format {found.get('format')}, expected {MARKER_FORMAT}; choose another --out"
+        )
+    if found["index_fingerprint"] != index.fingerprint:
+        raise OutputError(
+            f"{out}: holds another dataset ({found.get('images')} images of {found.get('raw')}), not "
+            f"{len(index)} images of {index.root}; choose another --out"
+        )
 
 
 def _refuse_in_the_way(out: Path, index: DatasetIndex) -> None:
@@ -79,14 +108,14 @@ def _refuse_in_the_way(out: Path, index: DatasetIndex) -> None:
         return
     first = there.relative_to(root).parts[0]
     inside = [record.path.relative_to(index.root) for record in index if record.path.is_relative_to(index.root)]
-    if first in FOLDERS or first in {path.parts[0] for path in inside}:
+    if first in (*FOLDERS, *PREPARED_FOLDERS) or first in {path.parts[0] for path in inside}:
         raise DatasetError(f"{out}: lies in {root / first} of the raw dataset; choose another --out")
 
 
-def _claim_for(out: Path, raw: Path, index: DatasetIndex, *, copy: bool) -> dict[str, object]:
-    """Remember which dataset a folder holds, and refuse another one."""
-    marker = out / PREPARED_FILE
-    wanted: dict[str, object] = {
+def _begin(out: Path, raw: Path, index: DatasetIndex, *, copy: bool) -> Mapping[str, Any]:
+    """Remember which dataset a folder holds, before anything is put there."""
+    found = read_marker(out) or {}
+    wanted: dict[str, Any] = {
         "format": MARKER_FORMAT,
         "made_by": f"reid_models {reid_models.__version__}",
         "raw": str(raw.resolve()),
@@ -96,20 +125,12 @@ def _claim_for(out: Path, raw: Path, index: DatasetIndex, *, copy: bool) -> dict
         "images": len(index),
         "complete": False,
     }
-    if marker.exists():
-        try:
-            found = json.loads(marker.read_text(encoding="utf-8"))
-            same = found["format"] == MARKER_FORMAT and found["index_fingerprint"] == index.fingerprint
-        except (ValueError, KeyError, TypeError):
-            raise OutputError(f"{marker}: damaged or not made by 'reid-models prepare'; choose another --out") from None
-        if not same:
-            raise OutputError(
-                f"{out}: holds another dataset ({found.get('images')} images of {found.get('raw')}), not "
-                f"{len(index)} images of {index.root}; choose another --out"
-            )
-        if found.get("raw") == wanted["raw"] and found.get("complete", True):
-            return {**found, "complete": True}
-    write_text(marker, json.dumps(wanted, indent=2) + "\n")
+    if index.names:
+        wanted["names"] = {str(pid): name for pid, name in index.names.items()}
+    is_same = all(found.get(key) == wanted.get(key) for key in ("raw", "names"))
+    if is_same and found.get("complete", True) and (found.get("copies") or not copy):
+        return {**found, "complete": True}
+    write_text(out / PREPARED_FILE, sealed(wanted))
     return wanted
 
 
@@ -142,12 +163,13 @@ def _file_name(record: ImageRecord) -> str:
     told = parse_name(name)
     if record.camid < 0 or (told is not None and told.camid == record.camid):
         return name
-    return f"{_person(record)}_c{record.camid}_{name}"
+    return short_name(f"{_person(record)}_c{record.camid}_{name}")
 
 
 def _place_all(out: Path, targets: list[tuple[Path, Path]], *, copy: bool) -> None:
     for folder in sorted({target.parent for target, _ in targets}):
         (out / folder).mkdir(parents=True, exist_ok=True)
+        remove_abandoned(out / folder)
     placed = _copy_all(out, targets) if copy else _link_all(out, targets)
     for _ in track(placed, f"preparing {out}", total=len(targets)):
         pass
@@ -156,7 +178,7 @@ def _place_all(out: Path, targets: list[tuple[Path, Path]], *, copy: bool) -> No
 def _copy_all(out: Path, targets: list[tuple[Path, Path]]) -> Iterator[None]:
     def place(pair: tuple[Path, Path]) -> None:
         target, source = out / pair[0], pair[1]
-        if target.is_symlink() or not target.exists():
+        if not _is_copy(target, source):
             picture = source.read_bytes()
             with atomic_path(target, follow_link=False) as part:
                 part.write_bytes(picture)
@@ -170,23 +192,44 @@ def _copy_all(out: Path, targets: list[tuple[Path, Path]]) -> Iterator[None]:
 _COPIES_AT_ONCE = 8
 
 
+def _is_copy(target: Path, source: Path) -> bool:
+    """Whether a file of its own lies there, of the picture's size."""
+    try:
+        found = os.lstat(target)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == os.stat(source).st_size
+
+
 def _link_all(out: Path, targets: list[tuple[Path, Path]]) -> Iterator[None]:
-    real = {folder: folder.resolve() for folder in {(out / target).parent for target, _ in targets}}
+    real: dict[Path, str] = {}
+    between: dict[tuple[str, str], str] = {}
     for name, source in targets:
         target = out / name
-        if not target.exists():
-            _link(target, os.path.relpath(source.resolve(), real[target.parent]))
+        if source.is_symlink():
+            source = source.resolve()
+        begin, end = (
+            real.get(folder) or real.setdefault(folder, os.path.realpath(folder))
+            for folder in (target.parent, source.parent)
+        )
+        way = between.get((begin, end)) or between.setdefault((begin, end), os.path.relpath(end, begin))
+        _link(target, os.path.join(way, source.name), source)
         yield
 
 
-def _link(target: Path, to: str) -> None:
+def _link(target: Path, to: str, source: Path) -> None:
     try:
-        if not target.is_symlink():
-            target.symlink_to(to)
+        led_to = os.readlink(target)
+    except FileNotFoundError:
+        led_to = None
+    except OSError:  # no link
+        if _is_copy(target, source):
             return
-        beside = target.with_name(f".{target.name}.part")  # its picture has moved
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(to)
-        beside.replace(target)
+        led_to = ""
+    try:
+        if led_to is None:
+            target.symlink_to(to)
+        elif led_to != to:  # its picture has moved, or it is no whole copy
+            replace_link(target, to)
     except OSError as error:
         raise OutputError(f"{target}: no link can be made here ({error.strerror}); use --copy") from None

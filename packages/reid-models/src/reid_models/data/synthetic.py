@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -24,9 +26,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from reid_eval.errors import OutputError, ReidError
-from reid_eval.files import save_image, write_text
-from reid_eval.outputs import claim_folder
+from reid_eval.files import remove_abandoned, save_image, write_text
+from reid_eval.locks import BusyError, locked
+from reid_eval.outputs import claim_folder, refuse_foreign_folder
 from reid_eval.progress import track
+from reid_eval.reading import read_json_object, reading, seal_of
+from reid_eval.stopping import check_stop
 from reid_models.config import ConfigError
 from reid_models.data.drawing import (
     Appearance,
@@ -146,6 +151,7 @@ def sample_people(rng: np.random.Generator, count: int) -> list[Appearance]:
     worn = np.empty((count, 2, 3))  # the colours of top and bottom
     apart, refused = 130.0, 0
     while len(people) < count:
+        check_stop()
         somebody = sample_appearance(rng)
         clothes = np.array([somebody.top, somebody.bottom])
         distances = np.linalg.norm(worn[: len(people)] - clothes, axis=2).sum(axis=1)  # as in clothes_distance
@@ -243,8 +249,10 @@ class ToyRecords:
         Raises:
             ToyWorldError: the picture is not of this dataset.
         """
-        values = self._record(name)["appearance"]
-        return None if values is None else Appearance.from_dict(values)
+        values = self._record(name)
+        with reading(self.root / RECORDS_FILE, ToyWorldError, "the appearance of each picture", remedy=_DRAW_AGAIN):
+            look = values["appearance"]
+            return None if look is None else Appearance.from_dict(look)
 
     def structure(self, name: str) -> Structure:
         """Where the body is in the picture, and its camera.
@@ -252,7 +260,9 @@ class ToyRecords:
         Raises:
             ToyWorldError: the picture is not of this dataset.
         """
-        return Structure.from_dict(self._record(name)["structure"])
+        values = self._record(name)
+        with reading(self.root / RECORDS_FILE, ToyWorldError, "the structure of each picture", remedy=_DRAW_AGAIN):
+            return Structure.from_dict(values["structure"])
 
     def _record(self, name: str) -> Mapping[str, Any]:
         try:
@@ -276,19 +286,23 @@ def load_toy_records(root: Path | str) -> ToyRecords:
     return ToyRecords(root, values["made_of"], values["images"])
 
 
+_DRAW_AGAIN = "draw the dataset again in a new folder"
+_MAX_BYTES = 8 << 30  # a kilobyte for each of five million pictures, and more
+
+
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        found = values["format"]
-    except (ValueError, KeyError, TypeError):
-        raise ToyWorldError(
-            f"{file}: damaged, no records can be read; draw the dataset again in a new folder"
-        ) from None
-    if found != RECORDS_FORMAT or not {"made_of", "images"} <= values.keys():
-        raise ToyWorldError(
-            f"{file}: format {found}, expected {RECORDS_FORMAT}; draw the dataset again in a new folder"
-        )
-    return dict(values)
+    expected = "the records of a toy dataset"
+    with reading(file, ToyWorldError, expected, remedy=_DRAW_AGAIN):
+        values = read_json_object(file, ToyWorldError, expected, limit=_MAX_BYTES)
+        if values.get("format") != RECORDS_FORMAT:
+            raise ToyWorldError(f"{file}: format {values.get('format')}, expected {RECORDS_FORMAT}; {_DRAW_AGAIN}")
+        seal = values.pop("sha256", None)  # which earlier versions did not write
+        if seal is not None and seal != seal_of(values):
+            raise ToyWorldError(f"{file}: its values are not those that were written (SHA-256); {_DRAW_AGAIN}")
+        height, width = (int(side) for side in values["made_of"]["image_hw"])
+        if min(height, width) < 1 or not all(isinstance(image, dict) for image in values["images"].values()):
+            raise ValueError("records of another kind")
+    return values
 
 
 # ------------------------------------------------------------------------------------------------------ dataset
@@ -321,60 +335,96 @@ def make_toy_dataset(
 
     Half of the people train, half test; one picture of a test person and camera is a query. The layout of Market-1501
     has distractors (0000) and junk boxes (-1) too, that of CUHK03-NP a labeled and a less exact detected half. A folder
-    made with the same arguments is completed if pictures are missing, otherwise left alone.
+    made with the same arguments is completed if pictures are missing or empty, otherwise left alone.
 
     Raises:
         ConfigError: the arguments make no dataset.
-        OutputError: `out` holds other files, or a toy dataset of other arguments.
+        OutputError: `out` holds other files, or a toy dataset of other arguments, or somebody else is drawing there.
+        ToyWorldError: the records in `out` are damaged.
+        Stopped: something asked to stop; run it again to go on.
     """
     _refuse_impossible(ids, cameras, per_camera, seed, layout, image_hw)
     made_of: dict[str, Any] = {"ids": ids, "cameras": cameras, "per_camera": per_camera, "seed": seed}
     made_of |= {"layout": layout, "image_hw": list(image_hw)}
-    out = _claim(Path(out), made_of)
-    pictures, texts = _plan(ids, cameras, per_camera, seed, layout)
-    missing = [picture for picture in pictures if not (out / picture.file).exists()]
-    for picture in track(missing, f"drawing {out}"):
-        save_image(out / picture.file, draw(picture.appearance, picture.structure, image_hw), quality=95)
-    for name, text in texts.items():
-        if not (out / name).exists():
-            write_text(out / name, text)
-    if not (out / RECORDS_FILE).exists():
-        write_text(out / RECORDS_FILE, _records_text(made_of, pictures))
-    (out / _BEGUN_FILE).unlink(missing_ok=True)
+    out = Path(out)
+    _refuse_other(out, made_of)
+    claim_folder(out, _marker(out) or RECORDS_FILE, what=_WHAT, is_ours=lambda _: True)
+    try:
+        with locked(out, "reid-models toy"):
+            _refuse_other(out, made_of)
+            _draw_missing(out, made_of, *_plan(ids, cameras, per_camera, seed, layout))
+    except BusyError:
+        _refuse_other(out, made_of)
+        raise
     return out
 
 
+_WHAT = "a toy dataset"
 # Lies in a folder that is not finished yet, so that a second run knows it may go on; the records come last.
 _BEGUN_FILE = ".toy-begun.json"
 
 
-def _claim(out: Path, made_of: Mapping[str, Any]) -> Path:
-    """Make the folder ours: new, empty, or begun with the same arguments."""
-    for marker in (RECORDS_FILE, _BEGUN_FILE):
-        if (out / marker).is_file():
-            found = _read_json(out / marker)["made_of"]
-            if found != made_of:
-                differing = [f"{key} {found.get(key)} (now {value})" for key, value in made_of.items()
-                             if found.get(key) != value]  # fmt: skip
-                raise OutputError(
-                    f"{out}: holds a toy dataset with {', '.join(differing)}; nothing was changed; "
-                    "choose another folder"
-                )
-            return out
-    claim_folder(out, _BEGUN_FILE, what="a toy dataset", is_ours=lambda _: False)  # ours have been found above
-    write_text(out / _BEGUN_FILE, json.dumps({"format": RECORDS_FORMAT, "made_of": made_of, "images": {}}) + "\n")
-    return out
+def _marker(out: Path) -> str | None:
+    return next((name for name in (RECORDS_FILE, _BEGUN_FILE) if (out / name).is_file()), None)
+
+
+def _refuse_other(out: Path, made_of: Mapping[str, Any]) -> None:
+    """See that a folder is new, empty, or a toy dataset of the same arguments, perhaps only begun."""
+    marker = _marker(out)
+    if marker is None:
+        refuse_foreign_folder(out, RECORDS_FILE, what=_WHAT, is_ours=lambda _: False)
+        return
+    found = _read_json(out / marker)["made_of"]
+    if found != made_of:
+        differing = [f"{key} {found.get(key)} (now {value})" for key, value in made_of.items()
+                     if found.get(key) != value]  # fmt: skip
+        raise OutputError(
+            f"{out}: holds a toy dataset with {', '.join(differing)}; nothing was changed; choose another folder"
+        )
+
+
+def _draw_missing(out: Path, made_of: Mapping[str, Any], pictures: list[_Picture], texts: Mapping[str, str]) -> None:
+    if not (out / RECORDS_FILE).exists():
+        write_text(out / _BEGUN_FILE, json.dumps({"format": RECORDS_FORMAT, "made_of": made_of, "images": {}}) + "\n")
+    for folder in sorted({out, *((out / picture.file).parent for picture in pictures)}):
+        remove_abandoned(folder)
+    missing = [picture for picture in pictures if not _is_there(out / picture.file)]
+    for picture in track(missing, f"drawing {out}"):
+        save_image(
+            out / picture.file, draw(picture.appearance, picture.structure, tuple(made_of["image_hw"])), quality=95
+        )
+    for name, text in texts.items():
+        if not _is_there(out / name) or (out / name).read_bytes() != text.encode():
+            write_text(out / name, text)
+    if not (out / RECORDS_FILE).exists():
+        write_text(out / RECORDS_FILE, _records_text(made_of, pictures))
+    (out / _BEGUN_FILE).unlink(missing_ok=True)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether there is a file with something in it."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def _records_text(made_of: Mapping[str, Any], pictures: list[_Picture]) -> str:
-    """toy.json, one picture a line."""
-    lines = []
-    for picture in pictures:
-        look = picture.appearance.to_dict() if picture.appearance else None
-        lines.append(f"  {json.dumps(picture.name)}: "
-                     + json.dumps({"appearance": look, "structure": picture.structure.to_dict()}))  # fmt: skip
-    images = ",\n".join(lines)
-    return f'{{"format": {RECORDS_FORMAT},\n "made_of": {json.dumps(made_of)},\n "images": {{\n{images}\n }}}}\n'
+    """toy.json, one picture a line, with a seal."""
+    images = {
+        picture.name: {
+            "appearance": picture.appearance.to_dict() if picture.appearance else None,
+            "structure": picture.structure.to_dict(),
+        }
+        for picture in pictures
+    }
+    seal = seal_of({"format": RECORDS_FORMAT, "made_of": made_of, "images": images})
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(records)}" for name, records in images.items())
+    return (
+        f'{{"format": {RECORDS_FORMAT},\n "made_of": {json.dumps(made_of)},\n "sha256": "{seal}",\n '
+        f'"images": {{\n{lines}\n }}}}\n'
+    )
 
 
 _MOST_CAMERAS = {"market1501": 6, "dukemtmc": 8, "msmt17": 15, "cuhk03np": 2, "folders": 99}
@@ -576,6 +626,9 @@ def contact_sheet(root: Path | str, *, people: int = 6, pictures: int = 12) -> n
 
     Shapes:
         returns  (H, W, 3)  uint8, RGB
+
+    Raises:
+        ToyWorldError: there are no records, or they are damaged.
     """
     records = load_toy_records(root)
     height, width = (2 * side for side in records.image_hw)
@@ -595,6 +648,8 @@ def contact_sheet(root: Path | str, *, people: int = 6, pictures: int = 12) -> n
             left = column * (width + _GAP_PX)
             row[:height, left : left + width] = draw(look, replace(structure, noise=0.0), (height, width))
         rows.append(row)
+    if not rows:
+        raise ToyWorldError(f"{root}: shows nobody; {_DRAW_AGAIN}")
     return np.concatenate(rows)[:-_GAP_PX, :-_GAP_PX]
 
 
