@@ -440,6 +440,11 @@ def test_a_training_of_one_person_and_junk_is_a_training_of_one_person(tmp_path)
     assert said(tmp_path, "one identity to train on") == "error"
 
 
+def test_junk_among_the_queries_is_said(tmp_path):
+    write_images(tmp_path, *SOUND, "query/-1_c1s1_000021_01.jpg")
+    assert said(tmp_path, "1 queries are junk (-1)") == "warning"
+
+
 def test_people_of_one_picture_each_are_told_what_training_is_left(tmp_path):
     write_images(tmp_path, SOUND[0], SOUND[3])
     assert said(tmp_path, "all training identities have one image") == "warning"

@@ -1,10 +1,21 @@
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from reid_eval.files import ImageError, read_pixels, save_image
+from reid_models.data import loading
 from reid_models.data.index import DatasetIndex, ImageRecord
-from reid_models.data.loading import Augmentation, PersonDataset, make_loader
+from reid_models.data.loading import Augmentation, PersonDataset, load_each, make_loader
 from reid_models.data.samplers import Draw, IdentitySampler, in_order
 from reid_models.data.transforms import eval_transform
 
@@ -75,3 +86,110 @@ def test_a_broken_picture_is_one_line_that_names_it(index, num_workers):
         list(loader)
     assert str(broken) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def remarks(caplog):
+    """What has been said so far; nothing was said before."""
+    loading._remark.cache_clear()
+    caplog.set_level(logging.WARNING)
+    yield lambda: [record.getMessage() for record in caplog.records]
+    loading._remark.cache_clear()
+
+
+def test_there_are_no_more_workers_than_processors_and_no_raw_warning(monkeypatch, remarks):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            made = load_each(str, range(20), num_workers=8)
+            first = next(made)
+            assert len(multiprocessing.active_children()) == 1
+            assert [first, *made] == [str(number) for number in range(20)]
+    assert remarks() == ["1 of 8 workers read pictures, one for each processor; the result is the same"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_is_odd_about_pictures_is_said_once(index, remarks, num_workers):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for path in (index.paths[3], index.paths[10]):
+        Image.fromarray(read_pixels(path)).save(path, exif=turned)
+    Image.fromarray(read_pixels(index.paths[7])).convert("CMYK").save(index.paths[7])
+    for _ in range(2):
+        list(make_loader(PersonDataset(index, IMAGE_HW), in_order(12, 2), num_workers=num_workers))
+    assert sorted(remarks()) == [
+        "some pictures are CMYK and become RGB without their colour profile; 'reid-models check --decode' counts them",
+        "some pictures ask for a rotation (Exif) that is not applied; 'reid-models check --decode' counts them",
+    ]
+
+
+@pytest.mark.parametrize("how", ["closed", "failed", "used up"])
+def test_workers_end_with_their_iterator(index, how):
+    if how == "failed":
+        index.paths[3].write_bytes(b"")
+    made = make_loader(PersonDataset(index, IMAGE_HW), in_order(12, 1), num_workers=2)
+    next(made)
+    assert multiprocessing.active_children()
+    if how == "closed":
+        made.close()
+    elif how == "failed":
+        with pytest.raises(ImageError):
+            list(made)
+    else:
+        assert len(list(made)) == 11
+    assert not multiprocessing.active_children()
+
+
+def run_python(code: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_a_process_whose_iterator_is_left_standing_ends():
+    """Its workers ignore the signal by which Python ends them."""
+    process = run_python("""
+from reid_models.data.loading import load_each
+made = load_each(str, range(100), num_workers=2)
+print(next(made))
+""")
+    try:
+        assert process.communicate(timeout=100) == ("0\n", "")
+    finally:
+        process.kill()
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs groups of processes")
+def test_signals_to_the_whole_group_neither_end_workers_nor_turn_into_an_error():
+    """As Ctrl-C, a closed terminal and a scheduler send them, from before the workers are there until they are done."""
+    process = run_python(
+        """
+import os, signal, time
+from reid_eval.stopping import STOP_SIGNALS
+from reid_models.data.loading import load_each
+def make(number):
+    time.sleep(0.02)
+    return number
+main = os.getpid()
+def fatal_to_workers(*_):
+    if os.getpid() != main:
+        os._exit(1)
+for number in STOP_SIGNALS:
+    signal.signal(number, fatal_to_workers)
+print("ready", flush=True)
+print(sum(load_each(make, range(60), num_workers=2)), flush=True)
+""",
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        while process.poll() is None:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.01)
+        assert process.communicate() == (f"{sum(range(60))}\n", "")
+    finally:
+        process.kill()

@@ -450,7 +450,8 @@ def _evaluation_findings(index: DatasetIndex) -> Iterator[Finding]:
     elif len(there) == 1:
         absent = "gallery" if there == ["query"] else "query"
         instead = (
-            "every picture is searched for among all others instead (leave-one-out)"
+            "its people can be ranked among themselves (eval_protocol=leave-one-out, reid-eval rank --protocol "
+            "leave-one-out)"
             if protocol
             else "nothing can be ranked, since nobody is there twice"
         )
@@ -475,6 +476,13 @@ def _evaluation_findings(index: DatasetIndex) -> Iterator[Finding]:
 def _query_findings(index: DatasetIndex, protocol: ProtocolName) -> Iterator[Finding]:
     cameras = _cameras_of(record for record in index if record.split == "gallery")
     query = index.split("query")
+    if junk := [record.path.name for record in query if record.pid == -1]:
+        yield Finding(
+            "warning",
+            f"{len(junk)} queries are junk (-1)",
+            "nobody can be found by them, and none is ranked beside them; take them out of the queries",
+            tuple(junk[:5]),
+        )
     # An unknown camera is nobody's own: it rules nothing out.
     lonely = [record for record in query if not cameras.get(record.pid, set()) - ({record.camid} - {-1})]
     if lonely:
