@@ -1,6 +1,7 @@
 """Generated pictures in a training: which come into a batch, and what is said of them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,8 @@ def test_a_batch_keeps_its_people_and_gets_its_share_of_generated_pictures(photo
     extra = Extra.open(fake, ratio=ratio)
     joined = extra.joined(photographs)
     assert joined.num_ids == photographs.num_ids
+    named = replace(photographs, names={pid: f"person {pid}" for pid in photographs.labels})
+    assert extra.joined(named).names == named.names
     base = (
         IdentitySampler(photographs.label_array, 4, 2, 7)
         if kind == "identity"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from reid_models.data.index import DatasetIndex, ImageRecord
 from reid_models.data.loading import Augmentation, PersonDataset, load_each, make_loader
 from reid_models.data.samplers import Draw, IdentitySampler, in_order
 from reid_models.data.transforms import eval_transform
+from reid_models.training import batch_sheet
 
 IMAGE_HW = (32, 16)
 
@@ -56,6 +58,16 @@ def test_a_batch_does_not_depend_on_workers_or_on_the_cache(index, num_workers, 
     other = load(3, 6, num_workers=num_workers, cache_mib=cache_mib)
     for expected, batch in zip(plain[3:], other, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(expected, batch, strict=True))
+
+
+def test_a_sheet_of_a_batch_calls_people_by_their_names(index):
+    batch = PersonDataset(index, IMAGE_HW).batch([Draw(row, 0) for row in range(4)])
+    anna, bert, unnamed = (
+        batch_sheet(batch, replace(index, names=names), 2).tobytes() for names in ({3: "Anna"}, {3: "Bert"}, {})
+    )
+    assert len({anna, bert, unnamed}) == 3
+    assert batch_sheet(batch, replace(index, names={5: "Cora"}), 2).tobytes() == unnamed  # who is not in it
+    batch_sheet(batch, replace(index, names={3: "王小明 \udcff\n with a very long name"}), 2)
 
 
 def test_the_same_picture_varies_with_its_draw(index):

@@ -99,7 +99,8 @@ class Extra:
                 f"{self.index.root}: shows {len(strangers)} people who are in none of the training pictures of "
                 f"{photographs.root}, such as {strangers[0]}; generate from the same data"
             )
-        return DatasetIndex(photographs.root, photographs.layout, photographs.records + self.index.records)
+        records = photographs.records + self.index.records
+        return DatasetIndex(photographs.root, photographs.layout, records, names=photographs.names)
 
     def sampler(self, sampler: BatchSampler, joined: DatasetIndex, seed: int) -> MixedSampler:
         """A sampler of photographs with generated pictures in it."""

@@ -733,7 +733,7 @@ def batch_sheet(batch: Batch, index: DatasetIndex, columns: int) -> np.ndarray:
         enlarged = Image.fromarray(picture).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         sheet.paste(enlarged, (left, top))
         record = index[row]
-        draw.text((left + 1, top + height * scale), f"{record.pid} c{record.camid}", fill="black")
+        draw.text((left + 1, top + height * scale), f"{index.name_of(record.pid)[:12]} c{record.camid}", fill="black")
     return np.asarray(sheet)
 
 
