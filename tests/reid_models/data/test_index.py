@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from reid_models.cli import main
+from reid_models.data.check import check_dataset
 from reid_models.data.index import DatasetError, DatasetIndex, FileIdentity, ImageRecord, parse_name
 from reid_models.data.synthetic import make_toy_dataset
 
@@ -110,9 +111,11 @@ def test_what_windows_and_macos_leave_among_pictures_is_no_image_in_any_layout(t
 
 def test_pictures_may_be_of_any_format_and_their_suffix_in_capitals(tmp_path):
     names = [
-        f"bounding_box_train/000{pid}_c1_1{suffix}" for pid, suffix in enumerate((".png", ".bmp", ".JPG", ".jpeg"))
+        f"bounding_box_train/000{pid}_c1_1{suffix}"
+        for pid, suffix in enumerate((".png", ".bmp", ".JPG", ".jpeg", ".JFIF"))
     ]
-    assert len(DatasetIndex.open(write_images(tmp_path, *names))) == 4
+    assert len(DatasetIndex.open(write_images(tmp_path, *names))) == 5
+    assert check_dataset(tmp_path, decode=True).can_train
 
 
 @pytest.mark.parametrize(

@@ -406,16 +406,22 @@ def test_viper_gets_person_and_camera_in_front_of_its_names(tmp_path):
 
 
 def test_a_table_decides_the_camera_whatever_a_name_says(tmp_path):
-    write_files(tmp_path, "x.jpg", "0007_c5s1_1_1.jpg", "0008_c2s1_1_1.jpg", "y.jpg")
+    unknown = ("0009_c2s1_1_1.jpg", "0000_000_01_0303morning_0008_0.jpg", "z.jpg")
+    write_files(tmp_path, "x.jpg", "0007_c5s1_1_1.jpg", "0008_c2s1_1_1.jpg", "y.jpg", *unknown)
     (tmp_path / "people.csv").write_text(
         "path,pid,camid,split\nx.jpg,4,2,train\n0007_c5s1_1_1.jpg,7,3,train\n0008_c2s1_1_1.jpg,8,2,train\n"
-        "y.jpg,-1,12,gallery\n"
+        "y.jpg,-1,12,gallery\n0009_c2s1_1_1.jpg,9,,query\n0000_000_01_0303morning_0008_0.jpg,9,-1,query\nz.jpg,9,,query\n"
     )
     prepared = prepare_dataset(tmp_path / "people.csv", tmp_path / "data")
     assert contents(prepared, "train_all") == {
         ("0004_c2_x.jpg", 4, 2), ("0007_c3_0007_c5s1_1_1.jpg", 7, 3), ("0008_c2s1_1_1.jpg", 8, 2),
     }  # fmt: skip
     assert contents(prepared, "gallery") == {("-1_c12_y.jpg", -1, 12)}
+    assert contents(prepared, "query") == {
+        (f"0009_{unknown[0]}", 9, -1),
+        (f"0009_{unknown[1]}", 9, -1),
+        ("z.jpg", 9, -1),
+    }
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 1}', '{"format": 2, "index_fingerprint": ""}'])

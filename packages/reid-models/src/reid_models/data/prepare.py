@@ -158,12 +158,14 @@ def _person(record: ImageRecord) -> str:
 
 
 def _file_name(record: ImageRecord) -> str:
-    """The picture's own name if it tells the camera; otherwise identity and camera go in front."""
+    """The picture's own name if it tells the camera; otherwise identity and camera go in front, or, of a picture whose
+    camera is said to be unknown, the identity alone, so that the name does not tell."""
     name = record.path.name
     told = parse_name(name)
-    if record.camid < 0 or (told is not None and told.camid == record.camid):
+    if (told.camid if told is not None else -1) == record.camid:
         return name
-    return short_name(f"{_person(record)}_c{record.camid}_{name}")
+    camera = f"c{record.camid}_" if record.camid >= 0 else ""
+    return short_name(f"{_person(record)}_{camera}{name}")
 
 
 def _place_all(out: Path, targets: list[tuple[Path, Path]], *, copy: bool) -> None:
