@@ -114,7 +114,7 @@ def test_the_split_folder_of_another_layout_changes_nothing(datasets, tmp_path):
     market, prepared = (
         Path(shutil.copytree(datasets / kind, tmp_path / kind)) for kind in ("market1501", "prepared-dukemtmc")
     )
-    write(market, "gallery/0009/a.jpg", "gallery/0010/b.jpg", "query/query/" + PICTURE)
+    write(market, "train/0009/a.jpg", "val/0009/b.jpg", "query/query/" + PICTURE)
     write(prepared, f"bounding_box_train/{PICTURE}", f"query/{PICTURE}", f"image_train/{PICTURE}")
     for root, kind in ((market, "market1501"), (prepared, "prepared-dukemtmc")):
         before, after = DatasetIndex.open(datasets / kind), DatasetIndex.open(root)
