@@ -1,8 +1,13 @@
+import multiprocessing
+import os
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
 from reid_eval.files import ImageError, read_pixels, save_image
+from reid_eval.stopping import STOP_SIGNALS
 from reid_models.data.index import DatasetIndex, ImageRecord
 from reid_models.data.loading import Augmentation, PersonDataset, make_loader
 from reid_models.data.samplers import Draw, IdentitySampler, in_order
@@ -75,3 +80,23 @@ def test_a_broken_picture_is_one_line_that_names_it(index, num_workers):
         list(loader)
     assert str(broken) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_processes_that_load_leave_stop_signals_to_the_one_that_trains(index):
+    before = multiprocessing.active_children()
+    loader = make_loader(PersonDataset(index, IMAGE_HW), in_order(12, 1), num_workers=2)
+    seen = [next(loader), next(loader)]  # one of each process
+    workers = [process for process in multiprocessing.active_children() if process not in before]
+    for number in STOP_SIGNALS:
+        for worker in workers:
+            os.kill(worker.pid, number)
+    seen += loader
+    assert len(workers) == 2
+    assert torch.cat([batch.rows for batch in seen]).tolist() == list(range(12))
+
+
+def test_more_processes_than_processors_are_no_cause_for_a_warning(index):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        workers = (os.cpu_count() or 1) + 1
+        assert len(list(make_loader(PersonDataset(index, IMAGE_HW), in_order(12, 6), num_workers=workers))) == 2

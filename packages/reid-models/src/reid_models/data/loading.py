@@ -10,6 +10,7 @@ What a batch holds depends on the index, the draws and the augmentation alone: n
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from reid_eval.errors import ReidError
+from reid_eval.stopping import STOP_SIGNALS
 from reid_models.data.index import DatasetIndex
 from reid_models.data.pixels import PixelStore
 from reid_models.data.samplers import Draw
@@ -121,17 +123,20 @@ def load_each(
     The processes leave stop signals to this one, the global random state is not touched, and an error that a user can
     mend arrives here as it was raised there.
     """
-    loader = DataLoader(
-        _ErrorsAsValues(make),
-        sampler=keys,
-        batch_size=None,  # a key makes a whole batch
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_parent,
-        # Its own generator, as the loader would otherwise draw a seed from the global one, which dropout uses too.
-        generator=torch.Generator(),
-    )
-    for made in loader:
+    with warnings.catch_warnings():  # more processes than processors are asked for on purpose
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            _ErrorsAsValues(make),
+            sampler=keys,
+            batch_size=None,  # a key makes a whole batch
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_the_parent,
+            # Its own generator, as the loader would otherwise draw a seed from the global one, which dropout uses too.
+            generator=torch.Generator(),
+        )
+        batches = iter(loader)
+    for made in batches:
         if isinstance(made, ReidError):
             raise made
         yield made
@@ -151,5 +156,5 @@ class _ErrorsAsValues(Dataset[object]):
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
