@@ -19,6 +19,7 @@ from typing import Literal
 
 from reid_eval.files import ImageError, read_pixels
 from reid_eval.progress import track
+from reid_eval.ranking import ProtocolName
 from reid_models.data.index import SPLITS, DatasetIndex, ImageRecord, dataset_of_names
 
 Severity = Literal["error", "warning", "note"]
@@ -215,6 +216,28 @@ def check_dataset(data: DatasetIndex | Path | str, *, layout: str = "auto", deco
     order: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
     findings.sort(key=lambda finding: order[finding.severity])
     return DatasetCheck(str(index.root), index.layout, dataset, splits, tuple(findings))
+
+
+def training_findings(index: DatasetIndex) -> list[Finding]:
+    """What stands in the way of training on a dataset, or should be known before; no file is read."""
+    findings = [
+        dataclasses.replace(finding, severity="warning") if "queries have no match" in finding.what else finding
+        for finding in _structure_findings(index, _dataset_of(index))
+    ]
+    return sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))
+
+
+def fitting_protocol(index: DatasetIndex) -> ProtocolName | None:
+    """The protocol that query and gallery can be ranked by; None if there is nothing to rank."""
+    cameras: dict[int, set[int]] = defaultdict(set)
+    for record in index:
+        if record.split == "gallery":
+            cameras[record.pid].add(record.camid)
+    query = [record for record in index if record.split == "query" and record.pid in cameras]
+    if not query:
+        return None
+    found = [cameras[record.pid] - ({record.camid} - {-1}) for record in query]
+    return "cross-camera" if any(found) else "no-camera"
 
 
 def _dataset_of(index: DatasetIndex) -> str:
