@@ -202,6 +202,7 @@ class Setup:
     def ours(self, precision: Precision = "fp32", compile: bool = False) -> tuple[DGNet, Way]:
         model, teacher = copy.deepcopy(self.model), self.teachers()
         runtime = Runtime(torch.device("cpu"), precision)
+        runtime.keep_freed_memory()
         for network in (*model.networks().values(), *(trained.network for trained in teacher.networks)):
             runtime.prepare(network)
         for name, network in model.networks().items():

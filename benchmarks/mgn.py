@@ -78,6 +78,7 @@ def make_network(trunk: str) -> MGN:
 
 def embedder(network: MGN, *, half: bool = False, compile: bool = False) -> NetworkEmbedder:
     runtime = Runtime.for_inference("cpu", half=half)
+    runtime.keep_freed_memory()
     return NetworkEmbedder(network, name="benchmark", image_hw=IMAGE_HW, runtime=runtime, compile=compile)
 
 
@@ -168,6 +169,7 @@ def training_step(network: MGN, images: Tensor, repeats: int, compile: bool) -> 
     def line(way: str, ours: bool, precision: str = "fp32", compile: bool = False) -> float:
         nonlocal fastest
         runtime = Runtime(torch.device("cpu"), precision)  # type: ignore[arg-type]
+        runtime.keep_freed_memory()
         trained = copy.deepcopy(network).train()
         batch = images
         if ours:

@@ -51,7 +51,9 @@ def demo(out: Path, seed: int, overrides: tuple[str, ...], device: str, max_hour
     """
     with user_errors():
         from pipelines.road import ToyWorld, demo_road, walk
+        from reid_models.runtime import Runtime
 
+        Runtime.from_environment(device).keep_freed_memory()
         toy = ToyWorld(seed=seed)
         report = walk(demo_road(out, CONFIGS, toy, overrides=overrides, device=device, max_hours=max_hours))
     click.echo(report)
@@ -104,7 +106,9 @@ def market(
     """
     with user_errors():
         from pipelines.road import market_road, walk
+        from reid_models.runtime import Runtime
 
+        Runtime.from_environment(device).keep_freed_memory()
         road = market_road(
             raw,
             out,

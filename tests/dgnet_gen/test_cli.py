@@ -97,7 +97,7 @@ def test_one_person_has_nobody_to_swap_with(sound, raw, tmp_path):
     for path in pictures:
         if path.name[:4] != pictures[0].name[:4]:
             path.unlink()
-    refuses(train(sound, raw, tmp_path / "out"), "show 1 people, expected at least 2")
+    refuses(train(sound, raw, tmp_path / "out"), "one identity to train on", "at least two")
     assert not (tmp_path / "out").exists()
 
 
@@ -132,7 +132,8 @@ def test_a_folder_with_foreign_files_is_left_alone(sound, tmp_path):
 def test_an_existing_run_is_not_written_over(sound, run):
     before = files_below(run)
     refuses(train(sound, sound / "raw", run), "already holds a run at iteration 4", "--resume")
-    refuses(train(sound, sound / "raw", run, "--resume", "--set", "max_iter=9"), "max_iter: 4 -> 9")
+    refuses(train(sound, sound / "raw", run, "--resume", "--set", "max_iter=3"), "max_iter: 4 -> 3")
+    refuses(train(sound, sound / "raw", run, "--resume", "--set", "pad_px=2"), "pad_px: 1 -> 2")
     assert files_below(run) == before
 
 
@@ -189,3 +190,28 @@ def test_a_disk_that_fills_up_while_training_keeps_the_checkpoint_before(sound, 
     assert train(sound, sound / "raw", out, "--resume").exit_code == 0
     whole, parts = (RunDir.open(root).load(4).networks for root in (sound / "run", out))
     assert all(whole[name][key].equal(parts[name][key]) for name in whole for key in whole[name])
+
+
+def test_a_run_goes_on_by_its_folder_alone_and_may_become_longer(sound, tmp_path):
+    out = tmp_path / "run"
+    assert train(sound, sound / "raw", out, "--max-hours", "1e-9").exit_code == 75
+    result = dgnet_gen("train", "--resume", "--out", out)
+    assert result.exit_code == 0, result.output
+    whole, parts = (RunDir.open(root).load(4).networks for root in (sound / "run", out))
+    assert all(whole[name][key].equal(parts[name][key]) for name in whole for key in whole[name])
+    assert "6 iterations" in dgnet_gen("train", "--resume", "--out", out, "--set", "max_iter=6").stdout
+    refuses(dgnet_gen("train", "--resume", "--out", tmp_path / "none"), "no run here to go on with; give --data")
+
+
+def test_an_earlier_run_is_moved_aside_on_request(sound, run):
+    result = train(sound, sound / "raw", run, "--reset")
+    assert result.exit_code == 0, result.output
+    assert f"moved the earlier run to {run}.old-1" in result.stderr
+    assert RunDir.open(f"{run}.old-1").iterations() == [2, 4]
+
+
+def test_a_setting_that_is_given_as_an_option_is_answered_with_how_to_set_it(sound, tmp_path):
+    result = train(sound, sound / "raw", tmp_path / "out", "--max-iter", 9)
+    assert result.exit_code == 2
+    assert "settings are changed with --set max_iter=9" in " ".join(result.stderr.replace("│", "").split())
+    assert dgnet_gen("train", "--out", tmp_path / "out").exit_code == 2  # without --data

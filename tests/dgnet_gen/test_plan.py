@@ -43,7 +43,8 @@ def test_a_plan_counts_what_the_training_will_be(data):
     assert (plan.images, plan.identities, plan.teachers) == (18, 3, 0)
     assert plan.parameters == model.describe()
     assert (plan.images_per_step, plan.steps, plan.steps_per_epoch) == (32, 7200, 2.0)
-    assert plan.checkpoints == 2 + 2 + 2  # 7000 and 7200, 3000 and 6000, the best, one being written
+    # 7000 and 7200, 3000 and 6000, the best, one of the clock, one being written
+    assert plan.checkpoints == 2 + 2 + 1 + 1 + 1
     assert plan.checkpoint_mib == pytest.approx(checkpoint_bytes(CONFIG, model) / 2**20)
     assert plan.hours == pytest.approx(2 * plan.step_s)
     assert plan.peak_mib > plan.state_mib > plan.checkpoint_mib

@@ -11,12 +11,13 @@ from click.testing import CliRunner
 
 from dgnet_gen.cli import main
 from dgnet_gen.model import Codes, DGNet, NetworksConfig
+from dgnet_gen.pairs import PairDataset
 from dgnet_gen.settings import DGNetTrainConfig, LossWeights, OptimConfig
 from dgnet_gen.step import DivergedError
 from dgnet_gen.teacher import TeacherError
 from dgnet_gen.training import checkpoint_bytes, choose_pictures, num_checkpoints, repainting_error, train_dgnet
 from reid_eval.errors import OutputError, Stopped
-from reid_eval.files import read_pixels, save_image
+from reid_eval.files import ImageError, read_pixels, save_image
 from reid_models.config import ConfigError, config_dict, dump_config
 from reid_models.data.index import DatasetError, DatasetIndex, ImageRecord
 from reid_models.data.transforms import eval_transform
@@ -132,6 +133,72 @@ def test_stopping_anywhere_with_everything_on_equals_never_having_stopped(index,
     assert {"primary", "fine", "fine_real", "weight_teacher"} <= whole.read_log()[-2].keys()
 
 
+def test_saving_by_the_clock_changes_nothing(index, tmp_path):
+    whole = train_dgnet(dataclasses.replace(CONFIG, checkpoint_minutes=0.0), index, tmp_path / "whole", cpu())
+    with pytest.raises(Stopped):
+        train_dgnet(dataclasses.replace(CONFIG, checkpoint_minutes=1e-9), index, tmp_path / "run", cpu(), stop_at=5)
+    assert RunDir.open(tmp_path / "run").iterations() == [3, 5]
+    run = train_dgnet(dataclasses.replace(CONFIG, checkpoint_minutes=1e-9), index, tmp_path / "run", cpu(), resume=True)
+    assert_equal_checkpoints(whole.load(6), run.load(6))
+    assert (run.iterations(), run.read_log()) == (whole.iterations(), whole.read_log())
+
+
+def test_a_longer_training_equals_one_that_was_begun_longer(index, tmp_path):
+    long = train_dgnet(dataclasses.replace(CONFIG, max_iter=9), index, tmp_path / "long", cpu())
+    train_dgnet(CONFIG, index, tmp_path / "run", cpu())
+    run = train_dgnet(dataclasses.replace(CONFIG, max_iter=9, log_every=2), index, tmp_path / "run", cpu(), resume=True)
+    assert_equal_checkpoints(long.load(9), run.load(9))
+    assert run.config(DGNetTrainConfig).max_iter == 9
+    with pytest.raises(CheckpointError, match=r"other settings \(max_iter: 9 -> 8\)"):
+        train_dgnet(dataclasses.replace(CONFIG, max_iter=8), index, tmp_path / "run", cpu(), resume=True)
+
+
+def test_teachers_need_not_be_named_again(index, tmp_path):
+    teachers = [make_teacher(tmp_path / "teacher", index), make_teacher(tmp_path / "other", index, seed=2)]
+    whole = train_dgnet(WITH_TEACHER, index, tmp_path / "whole", cpu(), teachers=teachers)
+    with pytest.raises(Stopped):
+        train_dgnet(WITH_TEACHER, index, tmp_path / "parts", cpu(), teachers=teachers, stop_at=2)
+    parts = train_dgnet(WITH_TEACHER, index, tmp_path / "parts", cpu(), resume=True)
+    assert_equal_checkpoints(whole.load(6), parts.load(6))
+
+
+@pytest.mark.parametrize("at", [2, 6], ids=["of-a-batch", "of-those-judged"])
+def test_a_picture_that_goes_bad_costs_no_step(index, tmp_path, monkeypatch, at):
+    whole = train_dgnet(CONFIG, index, tmp_path / "whole", cpu())
+    place = "dgnet_gen.pairs.PairDataset.batch" if at == 2 else "dgnet_gen.training.repainting_error"
+    original = PairDataset.batch if at == 2 else repainting_error
+
+    def bad(*arguments, **options):
+        if at == 6 and RunDir.open(tmp_path / "run").iterations() == [3]:
+            raise ImageError("a.png: not a readable image")
+        if at == 2 and arguments[1] == 2:
+            raise ImageError("a.png: not a readable image")
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, bad)
+        with pytest.raises(ImageError):
+            train_dgnet(CONFIG, index, tmp_path / "run", cpu())
+    assert RunDir.open(tmp_path / "run").iterations()[-1] == at
+    run = train_dgnet(CONFIG, index, tmp_path / "run", cpu(), resume=True)
+    assert_equal_checkpoints(whole.load(6), run.load(6))
+    assert (run.iterations(), run.read_log()) == (whole.iterations(), whole.read_log())
+
+
+def test_every_judgement_is_told(index, tmp_path, capsys):
+    run = train_dgnet(CONFIG, index, tmp_path / "run", cpu())
+    scores = {line["iteration"]: line["eval_recon_same_id"] for line in run.read_log() if "eval_recon_same_id" in line}
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("iteration ")]
+    assert lines[0] == f"iteration 3: repainting error {scores[3]:.4f}; best {scores[3]:.4f}, iteration 3"
+    assert f"iteration 6: repainting error {scores[6]:.4f}; best {min(scores.values()):.4f}" in lines[1]
+
+
+def test_random_weights_are_told_by_the_setting_that_asks_for_them(index, tmp_path, caplog):
+    train_dgnet(dataclasses.replace(CONFIG, max_iter=1), index, tmp_path / "run", cpu())
+    assert "random weights (trunk_weights is none)" in caplog.text
+    assert "network.weights" not in caplog.text
+
+
 def test_a_teacher_that_is_asked_for_must_be_given_and_the_other_way_round(index, tmp_path):
     with pytest.raises(TeacherError, match=r"weights.teacher is 2, and no teacher .* --set weights.teacher=0"):
         train_dgnet(WITH_TEACHER, index, tmp_path / "run", cpu())
@@ -191,12 +258,13 @@ def test_checkpoints_stay_as_told(index, tmp_path):
     scores = {line["iteration"]: line["eval_recon_same_id"] for line in run.read_log() if "eval_recon_same_id" in line}
     assert len(scores) == 7
     assert run.load("best").iteration == min(scores, key=scores.get)
-    assert len(list(run.checkpoints.iterdir())) == num_checkpoints(config) - 1  # which counts one being written
+    # Which counts one of the clock or of a stop, and one that is being written.
+    assert len(list(run.checkpoints.glob("*.pt"))) == num_checkpoints(config) - 2
 
 
 @pytest.mark.parametrize(
     ("max_iter", "every", "last", "for_good", "files"),
-    [(7, 1, 2, 3, 5), (100_000, 10_000, 2, 10_000, 12), (100_000, 10_000, 2, 0, 4), (5, 10, 3, 0, 3)],
+    [(7, 1, 2, 3, 6), (100_000, 10_000, 2, 10_000, 13), (100_000, 10_000, 2, 0, 5), (5, 10, 3, 0, 4)],
 )
 def test_files_are_counted_before_they_are_written(max_iter, every, last, for_good, files):
     changes = {"max_iter": max_iter, "checkpoint_every": every, "keep_checkpoints": last, "keep_every": for_good}
@@ -215,7 +283,7 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_anything_is_w
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(
-        OutputError, match=r"checkpoints of this training need .* GiB \(4 of .* MiB\), 0.0 GiB are free"
+        OutputError, match=r"checkpoints of this training need .* GiB \(5 of .* MiB\), 0.0 GiB are free"
     ):
         train_dgnet(CONFIG, index, tmp_path / "run", cpu())
     assert not (tmp_path / "run").exists()
@@ -320,7 +388,7 @@ def test_weights_that_are_not_finite_are_not_saved(index, tmp_path):
 
 
 def test_one_person_cannot_be_trained_on(tmp_path):
-    with pytest.raises(DatasetError, match="expected at least 2"):
+    with pytest.raises(DatasetError, match="one identity to train on"):
         train_dgnet(CONFIG, make_index(tmp_path / "data", people=1), tmp_path / "run", cpu())
     assert not (tmp_path / "run").exists()
 

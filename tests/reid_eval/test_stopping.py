@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -47,6 +48,13 @@ def test_the_time_of_a_block_ends_and_that_of_another_begins_anew():
     with stoppable(max_hours=5):
         assert stop_reason() is None
     check_stop()
+
+
+def test_the_hours_may_be_counted_from_an_earlier_moment():
+    with stoppable(max_hours=1, began_s=time.monotonic() - 3601):
+        assert stop_reason() == "--max-hours 1 reached"
+    with stoppable(max_hours=1, began_s=time.monotonic() - 3000):
+        assert stop_reason() is None
 
 
 def test_in_a_thread_nothing_is_installed():

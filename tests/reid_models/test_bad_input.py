@@ -159,7 +159,8 @@ def test_names_that_do_not_parse(train, run, data, tmp_path, caplog):
     pictures = sorted((data / "bounding_box_train").iterdir())
     pictures[0].rename(pictures[0].with_name("holiday.jpg"))
     assert train(data, tmp_path / "some", "--set", "schedule.epochs=1").exit_code == 0
-    assert "1 image names do not parse and are left out, such as holiday.jpg" in caplog.text
+    assert "1 image names do not parse and are left out" in caplog.text
+    assert "holiday.jpg" in caplog.text
     for picture in [path for path in data.rglob("*.jpg") if path.name != "holiday.jpg"]:
         picture.rename(picture.with_name(f"my_{picture.name}"))
     assert_refused(train(data, tmp_path / "none"), data, "64 names do not parse, e.g. my_")
@@ -167,19 +168,11 @@ def test_names_that_do_not_parse(train, run, data, tmp_path, caplog):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize(
-    ("keep", "found", "remedy"),
-    [
-        (lambda name: name.startswith("0002"), "all 6 training pictures are of one identity", "needs at least 2"),
-        (lambda name: "_c1" in name, "all 12 training pictures are from camera 1", "needs at least 2"),
-    ],
-    ids=["one-identity", "one-camera"],
-)
 @pytest.mark.parametrize("sets", [[], ["loss.terms=CrossEntropy", "sampler.kind=shuffled", "sampler.batch_size=4"]])
-def test_one_identity_and_one_camera(train, data, tmp_path, keep, found, remedy, sets):
-    keep_training_pictures(data, keep)
+def test_one_identity(train, data, tmp_path, sets):
+    keep_training_pictures(data, lambda name: name.startswith("0002"))
     result = train(data, tmp_path / "new", *(part for text in sets for part in ("--set", text)))
-    assert_refused(result, data, found, remedy)
+    assert_refused(result, data, "one identity to train on", "at least two")
     assert not (tmp_path / "new").exists()
 
 
@@ -255,7 +248,8 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written(train, unfinished, fin
     with monkeypatch.context() as full:
         full.setattr(*((torch, "save", half) if moment == "writing" else (os, "fsync", no_space)))
         result = train(toy_root, unfinished, "--resume")
-    assert_refused(result, ".pt: could not be written (No space left on device)", "free some space")
+    # Its record reaches the disk before it does.
+    assert_refused(result, "/checkpoints/", ": could not be written (No space left on device)", "free some space")
     assert contents(unfinished / "checkpoints") == before
     assert_goes_on(train, toy_root, unfinished, finished)
 

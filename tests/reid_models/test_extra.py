@@ -145,7 +145,7 @@ def test_training_with_generated_pictures_goes_on_as_if_it_had_never_stopped(toy
     whole = train_reid(config(**groups), toy_index, tmp_path / "whole", runtime, extra=extra)
     with pytest.raises(Stopped):
         train_reid(config(**groups), toy_index, tmp_path / "cut", runtime, extra=extra, stop_at=2)
-    cut = train_reid(config(**groups), toy_index, tmp_path / "cut", runtime, extra=extra, resume=True)
+    cut = train_reid(config(**groups), toy_index, tmp_path / "cut", runtime, resume=True)
     plain = train_reid(config(**groups), toy_index, tmp_path / "plain", runtime)
     states = [run.load("last").networks["reid"] for run in (whole, cut, plain)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -153,9 +153,10 @@ def test_training_with_generated_pictures_goes_on_as_if_it_had_never_stopped(toy
     assert whole.iterations()[-1] == plain.iterations()[-1]
     assert whole.made_by["extra"]["labels"] == "smooth"
     assert whole.made_by["index_fingerprint"] == plain.made_by["index_fingerprint"]
-    for other in (None, Extra.open(fake, ratio=0.25, labels="smooth")):
+    train_reid(config(**groups), toy_index, tmp_path / "cut", runtime, resume=True)  # with those it was begun with
+    for run, other in (("cut", Extra.open(fake, ratio=0.25, labels="smooth")), ("plain", extra)):
         with pytest.raises(CheckpointError, match="cannot resume with other generated pictures"):
-            train_reid(config(**groups), toy_index, tmp_path / "cut", runtime, extra=other, resume=True)
+            train_reid(config(**groups), toy_index, tmp_path / run, runtime, extra=other, resume=True)
 
 
 def test_a_teacher_must_know_the_photographs_and_their_size(toy_index, photographs, fake, tmp_path):
@@ -165,6 +166,12 @@ def test_a_teacher_must_know_the_photographs_and_their_size(toy_index, photograp
     taught = Extra.open(fake, labels="teacher", teacher=teacher)
     run = train_reid(config(**short), toy_index, tmp_path / "taught", runtime, extra=taught)
     assert run.made_by["extra"]["teacher"] == str(teacher.resolve())
+    train_reid(config(**short), toy_index, tmp_path / "taught", runtime, resume=True)
+    train_reid(
+        config(**short | {"schedule": {"epochs": 2, "warmup_epochs": 0}}), toy_index, teacher, runtime, resume=True
+    )
+    with pytest.raises(CheckpointError, match="cannot resume with other generated pictures"):
+        train_reid(config(**short), toy_index, tmp_path / "taught", runtime, resume=True)  # the teacher has changed
     with pytest.raises(ConfigError, match=r"knows pictures of \[32, 16\]; set image_hw=\[32,16\]"):
         train_reid(config(**short, image_hw=[48, 16]), toy_index, tmp_path / "large", runtime, extra=taught)
     with_others = DatasetIndex(toy_index.root, toy_index.layout, toy_index.records[1:])

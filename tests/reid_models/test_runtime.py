@@ -1,11 +1,15 @@
+import ctypes
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
 import torch
 
+from reid_eval.errors import Stopped
+from reid_eval.stopping import STOP_SIGNALS, check_stop, stop_reason
 from reid_models.config import ConfigError
 from reid_models.runtime import Runtime, choose_device
 
@@ -30,15 +34,16 @@ def test_the_random_state_comes_back():
     assert torch.equal(torch.rand(4), first)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_asks_to_stop_and_the_old_handler_returns(number):
     runtime = Runtime(torch.device("cpu"))
     before = signal.getsignal(number)
     with runtime.watch_signals():
         assert runtime.stop_reason() is None
         os.kill(os.getpid(), number)
-        assert runtime.stop_reason() == runtime.stop_signal == signal.Signals(number).name
+        assert runtime.stop_reason() == signal.Signals(number).name
     assert signal.getsignal(number) is before
+    assert runtime.stop_reason() is None
 
 
 def test_a_second_interrupt_does_not_wait():
@@ -49,13 +54,35 @@ def test_a_second_interrupt_does_not_wait():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_the_time_limit_is_a_reason_to_stop():
-    assert Runtime(torch.device("cpu"), max_hours=1).stop_reason() is None
-    late = Runtime(torch.device("cpu"), max_hours=1e-12)
-    assert (late.stop_reason(), late.stop_signal) == ("--max-hours 1e-12 reached", None)
+def test_the_time_limit_is_a_reason_to_stop_and_counts_from_the_beginning():
+    with Runtime(torch.device("cpu"), max_hours=1).watch_signals():
+        assert stop_reason() is None
+    late = Runtime(torch.device("cpu"), max_hours=1e-7)
+    while time.monotonic() < late._began_s + 3600e-7:
+        pass
+    with late.watch_signals():
+        assert late.stop_reason() == "--max-hours 1e-07 reached"
+        with pytest.raises(Stopped, match="--max-hours 1e-07 reached"):
+            check_stop()  # what has no runtime knows it too
     for hours in (0, float("nan")):
         with pytest.raises(ConfigError, match="must be positive"):
             Runtime.from_environment("cpu", max_hours=hours)
+
+
+def test_a_runtime_leaves_the_memory_of_the_process_alone_until_a_command_asks(monkeypatch):
+    asked = []
+
+    class Library:
+        def __init__(self, name):
+            self.mallopt = lambda parameter, value: asked.append(parameter)
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    runtime = Runtime.from_environment("cpu")
+    assert asked == []
+    runtime.keep_freed_memory()
+    assert len(asked) == 3
+    Runtime(torch.device("meta")).keep_freed_memory()
+    assert len(asked) == 3
 
 
 def test_containers_keep_their_type_on_the_way_to_the_device():

@@ -1,7 +1,9 @@
 """train and extract with a file of somebody else's, and a run that is begun anew."""
 
 import json
+import shutil
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,16 +107,35 @@ def test_a_training_goes_on_with_the_weights_it_started_from_and_no_others(train
     train("first")
     best = tmp_path / "first" / "checkpoints" / "best.pt"
     train("second", "--weights", best)
+    last = tmp_path / "first" / "checkpoints" / "00000003.pt"
+    refused = train("second", "--resume", "--weights", last)
+    assert refused.exit_code == 1
+    assert f"cannot resume with other weights to start from ({best}" in refused.stderr
+    for more in ([], ["--weights", best]):
+        assert train("second", "--resume", *more).exit_code == 0
+    assert train("first", "--resume", "--weights", best).exit_code == 1
+
+
+def test_a_weight_file_that_has_changed_is_not_started_from_in_its_place(train, tmp_path):
+    train("first")
+    weights = Path(shutil.copy(tmp_path / "first" / "checkpoints" / "best.pt", tmp_path / "start.pt"))
+    train("second", "--weights", weights)
+    for file in (tmp_path / "second" / "checkpoints").iterdir():
+        file.unlink()
+    whole = weights.read_bytes()
+    train("third", "--set", "seed=1")
+    shutil.copy(tmp_path / "third" / "checkpoints" / "best.pt", weights)
     refused = train("second", "--resume")
     assert refused.exit_code == 1
-    assert f"cannot resume with other weights to start from ({best} -> none)" in refused.stderr
-    assert train("second", "--resume", "--weights", best).exit_code == 0
+    assert f"{weights}: is not what the training was to start from any more" in refused.stderr
+    weights.write_bytes(whole)
+    assert train("second", "--resume").exit_code == 0
 
 
 def test_classifiers_of_other_people_are_refused_unless_dropped(train, tmp_path):
     train("first")
-    checkpoint = tmp_path / "first" / "checkpoints" / "best.pt"
-    values = torch.load(checkpoint, weights_only=True)
+    checkpoint = tmp_path / "three.pt"
+    values = torch.load(tmp_path / "first" / "checkpoints" / "best.pt", weights_only=True)
     for name in ("classifier.weight", "classifier.bias"):
         values["networks"]["reid"][name] = values["networks"]["reid"][name][:3].clone()
     torch.save(values, checkpoint)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import torch
 from click.testing import CliRunner
 
 from reid_eval.features import ReidFeatures
+from reid_eval.locks import locked
+from reid_eval.stopping import STOP_SIGNALS
 from reid_models.cli import main
 from reid_models.data.index import DatasetIndex
 from reid_models.runs import RunDir
@@ -102,12 +105,12 @@ def test_train_explains_what_it_cannot_do_and_leaves_nothing_behind(
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
-def test_a_stop_signal_to_the_whole_group_saves_and_leaves_with_75(config_file, toy_root, tmp_path, number, workers):
-    """As Ctrl-C or a batch system sends it: to the command and to the processes that load its pictures."""
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+def test_a_stop_signal_to_the_whole_group_saves_and_leaves_with_75(config_file, toy_root, tmp_path, number):
+    """As Ctrl-C, a closed terminal or a batch system sends it: to the command and to those that load its pictures."""
     out = tmp_path / "run"
     arguments = ["--config", config_file, "--data", toy_root, "--out", out, "--device", "cpu", "--set"]
-    sets = ["schedule.epochs=100000", "--set", "checkpoint_every=1", "--set", f"num_workers={workers}"]
+    sets = ["schedule.epochs=100000", "--set", "checkpoint_every=1", "--set", "num_workers=2"]
     command = [sys.executable, "-m", "reid_models.cli", "train", *map(str, arguments), *sets]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment)
@@ -120,8 +123,11 @@ def test_a_stop_signal_to_the_whole_group_saves_and_leaves_with_75(config_file, 
     finally:
         process.kill()
     assert process.returncode == 75, stderr
-    assert f"{number.name}: saved iteration" in stderr
-    assert "run it again to go on (train: with --resume)" in stderr
+    last = stderr.splitlines()[-1]
+    assert last.startswith(f"error: {number.name}: saved iteration ")
+    assert last.endswith("run it again to go on (train: with --resume)")
+    assert "Traceback" not in stderr
+    assert f"saved iteration {RunDir.open(out).iterations()[-1]} in" in last
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -213,6 +219,79 @@ def test_a_run_trained_on_a_table_asks_for_it_when_features_are_wanted(config_fi
     table.write_text("\n".join(["path,pid,camid,split", *rows]))
     out = tmp_path / "run"
     assert reid_models("train", "--config", config_file, "--data", table, "--out", out).exit_code == 0
+    assert reid_models("extract", "--run", out).exit_code == 0
+    identity = json.loads((out / "run.json").read_text())
+    del identity["made_by"]["source"]  # as an earlier version wrote it
+    (out / "run.json").write_text(json.dumps(identity))
     result = reid_models("extract", "--run", out)
     assert (result.exit_code, "give that .csv with --data" in result.stderr) == (1, True)
     assert reid_models("extract", "--run", out, "--data", table).exit_code == 0
+
+
+def test_a_run_goes_on_by_its_folder_alone(config_file, toy_root, tmp_path):
+    """With settings, table, weights and the rest that it was begun with; what is named must not differ."""
+    index = DatasetIndex.open(toy_root)
+    rows = [f"{record.path},{record.pid},{record.camid},{record.split}" for record in index]
+    (tmp_path / "toy.csv").write_text("\n".join(["path,pid,camid,split", *rows]))
+    base = ["train", "--config", config_file, "--data", tmp_path / "toy.csv", "--device", "cpu", "--set", "seed=4"]
+    assert reid_models(*base, "--out", tmp_path / "first").exit_code == 0
+    weights = tmp_path / "first" / "checkpoints" / "best.pt"
+    begun = [*base, "--weights", weights, "--drop", "classifier."]
+    assert reid_models(*begun, "--out", tmp_path / "straight").exit_code == 0
+    out = tmp_path / "run"
+    assert reid_models(*begun, "--out", out, "--max-hours", "1e-9").exit_code == 75
+    for more in (["--set", "seed=5"], ["--config", config_file], ["--data", toy_root], ["--weights", weights]):
+        result = reid_models("train", "--resume", "--out", out, "--device", "cpu", *more)
+        assert (result.exit_code, "cannot resume with other" in result.stderr) == (1, True), result.output
+    result = reid_models("train", "--resume", "--out", out, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    found, expected = (RunDir.open(run).load().networks["reid"] for run in (out, tmp_path / "straight"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    longer = reid_models("train", "--resume", "--out", out, "--device", "cpu", "--set", "schedule.epochs=3")
+    assert "9 iterations" in longer.stdout
+    assert reid_models("train", "--resume", "--out", out, "--device", "cpu").exit_code == 0
+
+
+def test_where_there_is_no_run_to_go_on_with_the_data_are_asked_for(tmp_path):
+    result = reid_models("train", "--resume", "--out", tmp_path / "run")
+    assert (result.exit_code, "no run here to go on with; give --data to begin one" in result.stderr) == (1, True)
+    assert not (tmp_path / "run").exists()
+    result = reid_models("train", "--out", tmp_path / "run")
+    assert (result.exit_code, "Missing option '--data'" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--epochs", "3"], "--set schedule.epochs=3"),
+        (["--num-epochs=7"], "--set schedule.epochs=7"),
+        (["--lr", "0.1"], "--set optim.lr=0.1"),
+        (["--batch-size", "8"], "--set sampler.batch_size=8"),
+        (["--eval-rerank"], "--set eval_rerank=VALUE"),
+    ],
+)
+def test_a_setting_that_is_given_as_an_option_is_answered_with_how_to_set_it(toy_root, tmp_path, given, meant):
+    result = reid_models("train", "--data", toy_root, "--out", tmp_path / "run", *given)
+    said = " ".join(result.stderr.replace("│", "").split())
+    assert (result.exit_code, f"settings are changed with {meant}" in said) == (2, True), said
+
+
+def test_an_option_that_is_nothing_like_a_setting_is_only_unknown(tmp_path):
+    result = reid_models("train", "--out", tmp_path / "run", "--colour", "red")
+    assert (result.exit_code, "--set" in result.stderr.split("Error")[1]) == (2, False)
+
+
+def test_reset_moves_nothing_before_all_else_is_read(run, config_file, toy_root, tmp_path):
+    out = shutil.copytree(run, tmp_path / "run")
+    base = ["train", "--config", config_file, "--data", toy_root, "--out", out, "--device", "cpu", "--reset"]
+    for more in (
+        ["--weights", tmp_path / "gone.pt"],
+        ["--set", "sampler.ids_per_batch=9"],
+        ["--data", tmp_path / "no"],
+    ):
+        assert reid_models(*base, *more).exit_code == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    with locked(out, "a test"):
+        result = reid_models(*base)
+    assert (result.exit_code, "is writing here" in result.stderr) == (1, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

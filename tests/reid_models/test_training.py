@@ -1,7 +1,10 @@
+import contextlib
 import dataclasses
+import json
 import math
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -11,9 +14,13 @@ import pytest
 import torch
 
 from reid_eval.errors import OutputError, Stopped
+from reid_eval.files import ImageError
 from reid_models.config import ConfigError, config_from_dict
+from reid_models.data.check import training_findings
 from reid_models.data.index import DatasetError, DatasetIndex
-from reid_models.runs import RunDir
+from reid_models.data.samplers import IdentitySampler
+from reid_models.evaluation import Evaluation
+from reid_models.runs import CheckpointError, RunDir
 from reid_models.runtime import Runtime
 from reid_models.training import (
     DivergedError,
@@ -103,6 +110,145 @@ def test_a_resumed_run_equals_one_that_never_stopped(toy_index, tmp_path, stop_a
     assert resumed.log_file.read_text() == straight.log_file.read_text()
 
 
+def test_saving_by_the_clock_changes_nothing_and_a_kill_costs_minutes(toy_index, tmp_path):
+    straight = train(toy_index, tmp_path / "straight", checkpoint_minutes=0)
+    run = train(toy_index, tmp_path / "run", checkpoint_minutes=1e-9, checkpoint_every=2)
+    assert run.log_file.read_text() == straight.log_file.read_text()
+    kept = tmp_path / "kept.pt"
+
+    def keep_and_stop(run, checkpoint, **options):
+        file = save(run, checkpoint, **options)
+        if checkpoint.iteration == 7:  # in the middle of the third epoch
+            shutil.copytree(run.path, kept)
+        return file
+
+    save = RunDir.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDir, "save", keep_and_stop)
+        train(toy_index, tmp_path / "killed", checkpoint_minutes=1e-9, checkpoint_every=2)
+    assert RunDir.open(kept).iterations() == [6, 7]
+    resumed = train(toy_index, kept, resume=True)
+    assert_equal(
+        dataclasses.asdict(resumed.load()) | {"config": 0}, dataclasses.asdict(straight.load()) | {"config": 0}
+    )
+    assert resumed.log_file.read_text() == straight.log_file.read_text()
+
+
+def test_a_longer_training_equals_one_that_was_begun_longer(toy_index, tmp_path):
+    long = train(toy_index, tmp_path / "long", schedule={"epochs": 6, "milestones": [3]}, log_every=3)
+    train(toy_index, tmp_path / "run", schedule={"epochs": 4, "milestones": [3]}, log_every=3)
+    run = train(toy_index, tmp_path / "run", schedule={"epochs": 6, "milestones": [3]}, log_every=3, resume=True)
+    for which in ("last", "best"):
+        assert_equal(run.load(which).networks, long.load(which).networks)
+        assert_equal(run.load(which).optimizers, long.load(which).optimizers)
+        assert_equal(run.load(which).progress, long.load(which).progress)
+    assert run.log_file.read_text() == long.log_file.read_text()
+    assert run.config(ReidTrainConfig).schedule.epochs == 6
+    assert json.loads((run.path / "run.json").read_text())["changes"][0]["settings"] == ["schedule.epochs: 4 -> 6"]
+    with pytest.raises(CheckpointError, match=r"schedule\.epochs: 6 -> 5"):
+        train(toy_index, tmp_path / "run", schedule={"epochs": 5, "milestones": [3]}, log_every=3, resume=True)
+
+
+def test_a_cosine_that_is_made_longer_says_that_it_was_another_one(toy_index, tmp_path, caplog):
+    schedule = {"kind": "cosine", "warmup_epochs": 0}
+    train(toy_index, tmp_path / "run", schedule={"epochs": 1, **schedule})
+    assert "cosine" not in caplog.text
+    train(toy_index, tmp_path / "run", schedule={"epochs": 2, **schedule}, resume=True)
+    assert "a cosine depends on the number of epochs" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("groups", "change"),
+    [
+        ({"seed": 3}, "seed: 0 -> 3"),
+        ({"optim": {"lr": 0.5}}, "optim.lr: 0.00035 -> 0.5"),
+        ({"schedule": {"milestones": [1]}}, "schedule.milestones: "),
+        ({"eval_rerank": True}, "eval_rerank: False -> True"),
+    ],
+)
+def test_what_decides_what_is_learned_does_not_change(toy_index, tmp_path, groups, change):
+    with pytest.raises(Stopped):
+        train(toy_index, tmp_path / "run", stop_at=1)
+    with pytest.raises(CheckpointError, match=f"cannot resume with other settings .*{change}"):
+        train(toy_index, tmp_path / "run", resume=True, **groups)
+    unimportant = {"num_workers": 1, "cache_mib": 1, "log_every": 4, "eval_every": 3, "keep_checkpoints": 9}
+    train(toy_index, tmp_path / "run", resume=True, **unimportant)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_goes_bad_costs_no_step(toy_root, tmp_path, workers):
+    data = DatasetIndex.open(shutil.copytree(toy_root, tmp_path / "data"))
+    straight = train(data, tmp_path / "straight")
+    index, config = data.split("train_all"), tiny_config()
+    sampler = IdentitySampler(index.label_array, 4, 2, config.seed)
+    batches = [{draw.row for draw in sampler.batch(iteration)} for iteration in range(3)]
+    row = min(batches[2] - batches[1] - batches[0])
+    whole = index[row].path.read_bytes()
+    index[row].path.write_bytes(whole[:500])
+    with pytest.raises(ImageError, match=index[row].path.name):
+        train(data, tmp_path / "run", num_workers=workers, checkpoint_every=4)
+    assert RunDir.open(tmp_path / "run").iterations() == [2]
+    index[row].path.write_bytes(whole)
+    run = train(data, tmp_path / "run", resume=True, num_workers=workers, checkpoint_every=4)
+    assert_equal(run.load().networks, straight.load().networks)
+    assert run.iterations() == [12]
+
+
+def test_every_evaluation_is_told_and_logged(toy_index, tmp_path, capsys):
+    run = train(toy_index, tmp_path / "run", eval_every=2, eval_rerank=True)
+    found = [line for line in run.read_log() if "eval_map_hits" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == len(found) == 2
+    best = 0
+    for line, scores, epoch in zip(lines, found, (2, 4), strict=True):
+        assert {f"eval_rank{k}{suffix}" for k in (1, 3, 5, 10) for suffix in ("", "_rerank")} < scores.keys()
+        best = max(best, scores["eval_map_hits_rerank"])
+        assert line.startswith(f"epoch {epoch}: mAP {scores['eval_map_hits']:.4f}, rank-1/3/5/10 ")
+        assert f"re-ranked mAP {scores['eval_map_hits_rerank']:.4f}" in line
+        assert f"best {best:.4f}, epoch " in line
+
+
+def test_the_last_note_holds_the_last_evaluation(toy_index, tmp_path, monkeypatch):
+    notes = []
+
+    class Bar:
+        def advance(self, steps=1, note=""):
+            notes.append(note)
+
+    monkeypatch.setattr("reid_models.training.progress", lambda *arguments: contextlib.nullcontext(Bar()))
+    run = train(toy_index, tmp_path / "run", eval_every=1, schedule={"epochs": 2})
+    maps = [line["eval_map_hits"] for line in run.read_log() if "eval_map_hits" in line]
+    assert len(notes) == 6
+    assert "mAP" not in notes[1]
+    assert notes[2].endswith(f"mAP {maps[0]:.3f} (best {maps[0]:.3f})")
+    assert notes[5].endswith(f"mAP {maps[1]:.3f} (best {max(maps):.3f})")
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [{}, {"best_map": "high"}, {"window": [1]}, {"evaluated_at": None}, {"collapsed_for": "x"}],
+)
+def test_a_checkpoint_whose_progress_is_odd_is_not_gone_on_from(toy_index, tmp_path, progress):
+    with pytest.raises(Stopped):
+        train(toy_index, tmp_path / "run", stop_at=2)
+    run = RunDir.open(tmp_path / "run")
+    checkpoint = run.load()
+    run.save(dataclasses.replace(checkpoint, progress={**checkpoint.progress, **progress} if progress else {}))
+    with pytest.raises(CheckpointError, match=r"00000002\.pt: cannot be read .*expected a checkpoint to go on from"):
+        train(toy_index, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("entry", ["optimizers", "rng", "networks"])
+def test_a_checkpoint_that_lacks_something_is_not_gone_on_from(toy_index, tmp_path, entry):
+    with pytest.raises(Stopped):
+        train(toy_index, tmp_path / "run", stop_at=2)
+    run = RunDir.open(tmp_path / "run")
+    run.save(dataclasses.replace(run.load(), **{entry: {"other": {}}}))
+    with pytest.raises(CheckpointError, match=r"00000002\.pt: ") as caught:
+        train(toy_index, tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+
+
 def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(toy_index, tmp_path):
     schedule = {"epochs": 1}
     runs = [train(toy_index, tmp_path / f"run{n}", schedule=schedule, seed=seed) for n, seed in enumerate([3, 3, 4])]
@@ -161,20 +307,36 @@ def test_the_network_sees_varied_pictures(toy_index, tmp_path):
     assert varied != same
 
 
-class Interrupted(Runtime):
-    """As if SIGTERM came while the network is evaluated."""
+@pytest.fixture
+def asked_while_evaluating(monkeypatch):
+    """What asks to stop comes while the network is evaluated, and not before."""
 
-    stop_signal = "SIGTERM"
+    def arrange(reason):
+        measure = Evaluation.measure
+
+        def asked(*arguments, **options):
+            with monkeypatch.context() as now:
+                now.setattr(Runtime, "stop_reason", lambda runtime: reason)
+                return measure(*arguments, **options)
+
+        monkeypatch.setattr(Evaluation, "measure", asked)
+
+    return arrange
 
 
-def test_a_signal_does_not_wait_for_an_evaluation_to_end(toy_index, tmp_path):
+@pytest.mark.parametrize("reason", ["SIGTERM", "--max-hours 8 reached"])
+def test_an_evaluation_is_not_waited_for(toy_index, tmp_path, asked_while_evaluating, reason, monkeypatch):
     straight = train(toy_index, tmp_path / "straight")
-    with pytest.raises(Stopped, match="SIGTERM: saved iteration 6 "):
-        train_reid(tiny_config(), toy_index, tmp_path / "stopped", Interrupted(torch.device("cpu")))
+    with monkeypatch.context():
+        asked_while_evaluating(reason)
+        with pytest.raises(Stopped, match=f"{reason}: saved iteration 6 "):
+            train(toy_index, tmp_path / "stopped")
+    monkeypatch.undo()
     resumed = train(toy_index, tmp_path / "stopped", resume=True)
     for which in ("last", "best"):
         assert_equal(dataclasses.asdict(resumed.load(which)), dataclasses.asdict(straight.load(which)))
     assert resumed.log_file.read_text() == straight.log_file.read_text()
+    assert resumed.iterations() == straight.iterations()
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -261,13 +423,11 @@ def only(index, keep):
 @pytest.mark.parametrize(
     ("keep", "groups", "message"),
     [
-        (lambda record: record.split != "train" or record.pid == 2, {}, "all 6 training pictures are of one identity"),
-        (lambda record: record.split != "train" or record.camid == 1, {}, "all 12 training pictures are from camera 1"),
-        (lambda record: record.split == "train" or record.camid == 1, {}, "no query has its person in the gallery"),
+        (lambda record: record.split != "train" or record.pid == 2, {}, "one identity to train on"),
         (lambda record: True, {"sampler": {"ids_per_batch": 5}}, "ids_per_batch is 5, but .* has 4 identities"),
-        (lambda record: record.split != "train", {}, "no images in split train_all"),
+        (lambda record: record.split != "train", {}, "no training images"),
     ],
-    ids=["one-identity", "one-camera", "one-test-camera", "p-too-large", "no-training-data"],
+    ids=["one-identity", "p-too-large", "no-training-data"],
 )
 def test_data_that_cannot_be_trained_on_leaves_nothing_behind(toy_index, tmp_path, keep, groups, message):
     with pytest.raises(DatasetError, match=message) as caught:
@@ -303,6 +463,33 @@ def test_data_that_cannot_be_trained_on_leaves_nothing_behind(toy_index, tmp_pat
 def test_settings_that_make_no_sense_are_refused(groups, message):
     with pytest.raises(ConfigError, match=message):
         tiny_config(**groups)
+
+
+@pytest.mark.parametrize(
+    ("keep", "protocol"),
+    [
+        (lambda record: record.split != "train" or record.camid == 1, "cross-camera"),
+        (lambda record: record.split == "train" or record.camid == 1, "no-camera"),
+        (lambda record: record.camid == 1, "no-camera"),
+    ],
+    ids=["of-training", "of-testing", "of-all"],
+)
+def test_pictures_of_one_camera_are_trained_on_and_evaluated_by_what_fits(toy_index, tmp_path, keep, protocol, caplog):
+    data = only(toy_index, keep)
+    assert all(finding.severity != "error" for finding in training_findings(data))
+    run = train(data, tmp_path / "run", schedule={"epochs": 2})
+    assert run.load("best").progress["best_map"] > 0
+    assert ("the protocol is no-camera" in caplog.text) == (protocol == "no-camera")
+
+
+def test_what_check_says_of_the_data_is_said_when_a_training_begins(toy_index, tmp_path, caplog):
+    data = only(toy_index, lambda record: record.split != "train" or record.camid == 1 or record.pid != 2)
+    data = dataclasses.replace(data, unparsed=(data.root / "holiday.jpg",))
+    train(data, tmp_path / "run", schedule={"epochs": 1})
+    warnings = [finding.what for finding in training_findings(data) if finding.severity == "warning"]
+    assert any("do not parse" in what for what in warnings)
+    for what in warnings:
+        assert what in caplog.text
 
 
 def test_an_existing_run_is_not_written_over(toy_index, tmp_path):

@@ -25,3 +25,11 @@ def test_there_is_one_per_trainer_and_preset():
     names = {file.stem for file in FILES}
     assert {"baseline_market", "dgnet_market"} <= names
     assert {f"{preset}_{trainer}" for preset in ("demo", "small") for trainer in ("baseline", "dgnet")} <= names
+
+
+def test_the_study_is_repeated_with_its_own_evaluation():
+    """Its commands tested every 50 epochs of 400, re-ranked."""
+    files = [file for file in FILES if file.stem.startswith("study_")]
+    assert len(files) == 5
+    for config in (load_config(ReidTrainConfig, file) for file in files):
+        assert (config.schedule.epochs, config.eval_every, config.eval_rerank) == (400, 50, True)

@@ -54,8 +54,8 @@ def test_only_the_command_line_knows_click(package):
     assert users <= allowed
 
 
-def test_only_runs_and_weights_read_and_write_tensors_on_disk():
-    allowed = {"runs.py", "weights.py", "foreign.py"}
+def test_only_checkpoints_and_weights_read_and_write_tensors_on_disk():
+    allowed = {"checkpoints.py", "weights.py", "foreign.py"}
     users = set()
     for source in SOURCES.values():
         for file in source.rglob("*.py"):

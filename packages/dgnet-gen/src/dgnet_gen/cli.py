@@ -14,6 +14,7 @@ import rich_click as click
 
 from dgnet_gen import __version__
 from reid_eval.errors import user_errors
+from reid_models.cli import SettingsCommand
 
 if TYPE_CHECKING:
     from dgnet_gen.model import DGNet
@@ -51,11 +52,17 @@ def main() -> None:
     """Generate pedestrians that wear each other's clothes."""
 
 
-@main.command()
+def _train_settings() -> type:
+    from dgnet_gen.settings import DGNetTrainConfig
+
+    return DGNetTrainConfig
+
+
+@main.command(cls=SettingsCommand, settings=_train_settings)
 @click.option(
     "--config", "config_file", type=_PATH, help="YAML settings, also the published program's; without it its own."
 )
-@click.option("--data", type=_PATH, required=True, help="A dataset, prepared or raw.")
+@click.option("--data", type=_PATH, help="A dataset, prepared or raw; a run that is gone on with knows its own.")
 @click.option("--out", type=_PATH, default=Path("runs/dgnet"), show_default=True, help="The run's folder.")
 @click.option(
     "--teacher",
@@ -68,19 +75,21 @@ def main() -> None:
     "--begin-with", type=_PATH, help="Go on from a training of the published program: its folder with optimizer.pt."
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
-@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint; --out alone is enough.")
+@click.option("--reset", is_flag=True, help="Move an earlier run of this name aside, to OUT.old-1 and so on.")
 @click.option("--plan", is_flag=True, help="Try a few steps, say what the training takes, and write nothing.")
 @_device
 @click.option("--max-hours", type=float, help="Save and leave with exit code 75 after this many hours.")
 @_json
 def train(
     config_file: Path | None,
-    data: Path,
+    data: Path | None,
     out: Path,
     teachers: tuple[Path, ...],
     begin_with: Path | None,
     overrides: tuple[str, ...],
     resume: bool,
+    reset: bool,
     plan: bool,
     device: str,
     max_hours: float | None,
@@ -88,26 +97,44 @@ def train(
 ) -> None:
     """Train DG-Net on a dataset's training pictures.
 
-    SIGTERM, SIGINT and --max-hours save and leave with exit code 75; the same command with --resume goes on as if it
-    had never stopped.
+    SIGTERM, SIGINT, SIGHUP (a closed terminal), SIGUSR1 and --max-hours save and leave with exit code 75. With --resume
+    the run goes on as if it had never stopped: with its own settings, data and teachers, none of which need be named.
+    A larger --set max_iter=N may be asked for, and what decides nothing of what is learned may be set anew.
 
     \b
     Example:
       dgnet-gen train --config configs/dgnet_market.yaml --data data/market --teacher runs/teacher --out runs/dgnet
+      dgnet-gen train --resume --out runs/dgnet
       dgnet-gen train --config configs/dgnet_market.yaml --data data/market --teacher runs/teacher --plan
     """
-    if plan and resume:
-        raise click.UsageError("--plan writes nothing and --resume goes on with a run: give one of them")
+    if plan and (resume or reset):
+        raise click.UsageError("--plan writes nothing, --resume and --reset do: give one of them")
+    if reset and resume:
+        raise click.UsageError("--reset begins anew and --resume goes on: give one of them")
+    if data is None and not resume:
+        raise click.UsageError("Missing option '--data': the dataset to train on")
     with user_errors():
         from dgnet_gen.exchange import PublishedFolder, load_train_config
+        from dgnet_gen.settings import DGNetTrainConfig
+        from reid_models.config import ConfigError
         from reid_models.data.index import DatasetIndex
+        from reid_models.runs import RunDir
         from reid_models.runtime import Runtime
 
         folder = None if begin_with is None else PublishedFolder.open(begin_with)
-        if folder is not None and config_file is None:
-            config_file = folder.path / "config.yaml"
-        config = load_train_config(config_file, overrides)
+        found = RunDir.find(out, "dgnet", resume=True) if resume else None
+        if found is not None and config_file is None:
+            config = found.config(DGNetTrainConfig, overrides)
+        else:
+            if folder is not None and config_file is None:
+                config_file = folder.path / "config.yaml"
+            config = load_train_config(config_file, overrides)
+        if data is None:
+            if found is None:
+                raise ConfigError(f"{out}: no run here to go on with; give --data to begin one")
+            data = found.data_place()
         runtime = Runtime.from_environment(device, config.precision, max_hours)
+        runtime.keep_freed_memory()
         index = DatasetIndex.open(data)
         if plan:
             from dgnet_gen.plan import plan_training
@@ -117,17 +144,21 @@ def train(
             return
         from dgnet_gen.training import train_dgnet
 
-        run = train_dgnet(config, index, out, runtime, teachers=teachers, begin_with=folder, resume=resume)
+        run = train_dgnet(
+            config, index, out, runtime,
+            teachers=teachers, begin_with=folder, resume=resume, reset=reset, source=data,
+        )  # fmt: skip
         iteration = run.iterations()[-1]
-        last = {
-            name: value for line in run.read_log() if line["iteration"] == iteration for name, value in line.items()
-        }
+        last: dict[str, float] = {"iteration": iteration}
+        for line in run.read_log():
+            last |= line if line["iteration"] == iteration else {}
     click.echo(f"wrote {run.path}", err=True)
     if as_json:
         click.echo(json.dumps({"run": str(run.path), **last}))
     else:
-        terms = ", ".join(f"{name} {last[name]:.3f}" for name in ("recon_self", "recon_same_id", "identity"))
-        click.echo(f"{run.path}: {iteration} iterations, {terms}")
+        shown = ("recon_self", "recon_same_id", "identity")
+        terms = "".join(f", {name} {last[name]:.3f}" for name in shown if name in last)
+        click.echo(f"{run.path}: {iteration} iterations{terms}")
 
 
 @main.command()
@@ -220,6 +251,7 @@ def generate(
         out = out or run / "fake" / f"{model.iteration:08d}"
         writing = Writing(image_format, quality, camera)
         runtime = Runtime.for_inference(str(model.device), half=half)
+        runtime.keep_freed_memory()
         if only_estimate or len(plan) >= _WORTH_AN_ESTIMATE:
             expected = estimate_images(model, plan, writing=writing, runtime=runtime, workers=workers)
             if only_estimate:
@@ -634,7 +666,7 @@ def _open(run: Path, which_epoch: str, data: Path | None, device: str) -> tuple[
     if data is None and PublishedFolder.is_one(run):
         raise ConfigError(f"{run}: a published folder, and where its data lie here is not known; give --data")
     model = _load(run, which_epoch, device)
-    return model, DatasetIndex.open(data or Path(RunDir.open(run, "dgnet").made_by["data"]))
+    return model, DatasetIndex.open(data or RunDir.open(run, "dgnet").data_place())
 
 
 def _open_pictures(

@@ -28,6 +28,7 @@ from dgnet_gen.training import (
 )
 from reid_models.data.index import DatasetIndex
 from reid_models.runtime import Runtime
+from reid_models.training import trainable
 from reid_models.weights import load_trunk_weights
 
 PROBED_STEPS = 5
@@ -94,13 +95,13 @@ def plan_training(
     Raises:
         DatasetError, TeacherError, WeightsError, CheckpointError, ConfigError: as `train_dgnet` would.
     """
-    index = data.split("train_all")
+    index = trainable(data)
     pairs = make_pairs(config, index)
     teacher = load_teacher(config, teachers, index, runtime)
     runtime.seed_everything(config.seed)
     if begin_with is None:
         model = DGNet(config.networks, index.num_ids)
-        load_trunk_weights(model.appearance_encoder.trunk, config.trunk_weights)
+        load_trunk_weights(model.appearance_encoder.trunk, config.trunk_weights, setting="trunk_weights")
     else:
         refuse_other_beginning(begin_with, config, index)
         model = begin_with.load(device="cpu")

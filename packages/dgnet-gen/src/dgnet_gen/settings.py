@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dgnet_gen.losses import TEACHER_STYLES, Gan
 from dgnet_gen.model import NetworksConfig
 from reid_models.config import ConfigError
 from reid_models.runtime import Precision
+from reid_models.training import MOST_PX, MOST_WORKERS
 
 
 @dataclass(frozen=True)
@@ -136,20 +137,36 @@ class DGNetTrainConfig:
     log_every: int = 10
     sample_every: int = 5_000
     checkpoint_every: int = 10_000
+    checkpoint_minutes: float = 15.0
+    """the most that a kill may cost: so long after the last checkpoint there is another, kept until the next; 0 for no
+    limit"""
     keep_checkpoints: int = 2
     """the last ones; the best one is kept beside them"""
     keep_every: int = 10_000
     """and those at multiples of this for good; 0 for none"""
     seed: int = 0
 
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
+        {"num_workers", "cache_mib", "log_every", "sample_every"}
+        | {"checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_every"}
+    )
+    """what a run may be gone on with that was begun otherwise: it decides nothing that is learned"""
+    MAY_GROW: ClassVar[frozenset[str]] = frozenset({"max_iter"})
+    """and what may become larger"""
+
     def __post_init__(self) -> None:
         counted = "batch_size", "accumulate", "max_iter", "log_every", "sample_every", "checkpoint_every"
         for name in (*counted, "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) < 1 << 31:
+                raise ConfigError(f"{name}: must be at least 1 and below 2^31, got {getattr(self, name)}")
         for name in ("num_workers", "cache_mib", "pad_px", "keep_every", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must be 0 or more, got {getattr(self, name)}")
+        for name, most in (("num_workers", MOST_WORKERS), ("pad_px", MOST_PX), ("seed", (1 << 63) - 1)):
+            if getattr(self, name) > most:
+                raise ConfigError(f"{name}: must be at most {most}, got {getattr(self, name)}")
+        if not 0 <= self.checkpoint_minutes < math.inf:
+            raise ConfigError(f"checkpoint_minutes: must be 0 or more, got {self.checkpoint_minutes:g}")
         for name in ("flip", "erasing", "encoder_again", "tone"):
             if not 0 <= getattr(self, name) <= 1:
                 kind = "share" if name == "tone" else "probability"

@@ -35,16 +35,12 @@ from dgnet_gen.networks.encoders import AppearanceOutput
 from dgnet_gen.pairs import PairBatch
 from dgnet_gen.settings import DGNetTrainConfig, LossWeights, OptimConfig
 from dgnet_gen.teacher import Teacher
-from reid_eval.errors import ReidError
+from reid_models.checkpoints import DivergedError
 from reid_models.data.transforms import random_erasing, random_tone, to_gray
 from reid_models.runtime import Runtime
 
 MOST_SKIPPED = 50
 """float16: so many steps in a row without a finite gradient, and the training is given up"""
-
-
-class DivergedError(ReidError):
-    """A loss is not finite."""
 
 
 @dataclass(frozen=True)

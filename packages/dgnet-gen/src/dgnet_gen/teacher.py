@@ -142,9 +142,9 @@ def _load(path: Path, index: DatasetIndex) -> TrainedNetwork:
         checkpoint = weights.origin
         if checkpoint.kind != "reid":
             raise WeightsError(f"{file}: {weights.describe()}, expected a teacher, a run of reid-models train")
-        _refuse_strangers(path, checkpoint.made_by, index)
+        _refuse_strangers(path, checkpoint.made_by | {"num_ids": checkpoint.num_ids(file)}, index)
         config = config_from_dict(ReidTrainConfig, checkpoint.config, source=str(file))
-        network = build_network(config.network, checkpoint.made_by["num_ids"], load_weights=False)
+        network = build_network(config.network, checkpoint.num_ids(file), load_weights=False)
         image_hw = config.image_hw
     else:
         if weights.origin.kind == "trunk":

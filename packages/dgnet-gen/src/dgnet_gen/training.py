@@ -24,23 +24,26 @@ import torch
 from torch import Tensor, nn
 
 import dgnet_gen
-import reid_eval
 import reid_models
 from dgnet_gen import losses
 from dgnet_gen.exchange import PublishedFolder
 from dgnet_gen.model import Codes, DGNet
 from dgnet_gen.pairs import PairBatch, PairDataset, pair_batches
 from dgnet_gen.settings import DGNetTrainConfig
-from dgnet_gen.step import DivergedError, Step, make_optimizers
+from dgnet_gen.step import Step, make_optimizers
 from dgnet_gen.teacher import Teacher, TeacherError
-from reid_eval.errors import OutputError, Stopped
+from reid_eval.errors import OutputError
 from reid_eval.files import read_pixels
-from reid_eval.progress import progress
+from reid_eval.progress import progress, say
+from reid_eval.reading import reading
+from reid_models.checkpoints import Checkpoint, CheckpointError, finite_states
 from reid_models.config import ConfigError, config_dict, settings_difference
 from reid_models.data.index import DatasetIndex
 from reid_models.data.transforms import eval_transform
-from reid_models.runs import Checkpoint, CheckpointError, RunDir
+from reid_models.runs import RunDir
 from reid_models.runtime import Runtime
+from reid_models.saving import Saver
+from reid_models.training import made_of, trainable
 from reid_models.weights import load_trunk_weights
 
 logger = logging.getLogger(__name__)
@@ -59,102 +62,135 @@ def train_dgnet(
     teachers: Sequence[Path | str] = (),
     begin_with: PublishedFolder | None = None,
     resume: bool = False,
+    reset: bool = False,
     stop_at: int | None = None,
+    source: Path | str | None = None,
 ) -> RunDir:
     """Train on a dataset's train_all split; writes a run folder and returns it.
 
     `teachers` are runs or files whose soft labels the appearance encoder learns from. `begin_with` is a published
-    training whose newest weights, optimizer states and iteration this one goes on from. To resume, name both again.
-    Checkpoints are kept as `keep_checkpoints` and `keep_every` say, and the one that repaints people best as "best".
-    `stop_at` leaves, as if asked to stop, after that many iterations.
+    training whose newest weights, optimizer states and iteration this one goes on from. Checkpoints are kept as
+    `keep_checkpoints` and `keep_every` say, and the one that repaints people best as "best". `stop_at` leaves, as if
+    asked to stop, after that many iterations. `source` is recorded as the place that `data` was opened from.
+
+    With `resume` a run goes on from its last checkpoint, with the teachers and the beginning that it had: they need not
+    be named again, and others are refused. Settings that decide nothing of what is learned may be others, and
+    `max_iter` may be larger. With `reset` an earlier run in `out` is moved aside, once all the rest is read.
 
     Raises:
         DatasetError: the data cannot be trained on.
         TeacherError: a teacher is missing, not asked for, or of other people.
         ConfigError, CheckpointError, WeightsError: `begin_with` is of other networks or people, finished, or damaged.
-        OutputError, CheckpointError: `out` is not to be written, or not to be resumed, or the disk is too small.
+        OutputError, CheckpointError: `out` is not to be written, not to be resumed, or somebody trains there; or the
+            disk is too small.
         DivergedError: a loss is not finite any more.
         Stopped: a signal or the time limit came; the state is saved.
     """
-    index = data.split("train_all")
+    found = RunDir.find(out, "dgnet", resume=resume, reset=reset)
+    recorded: Mapping[str, Any] = found.made_by if found is not None else {}
+    begins = found is None or not found.iterations()
+    index = trainable(data)
     pairs = make_pairs(config, index)
-    teacher = load_teacher(config, teachers, index, runtime)
-    made_by: dict[str, Any] = {
-        "dgnet_gen": dgnet_gen.__version__,
-        "reid_models": reid_models.__version__,
-        "reid_eval": reid_eval.__version__,
-        "torch": str(torch.__version__),
-        "data": str(data.root.resolve()),
-        "layout": data.layout,
-        "index_fingerprint": index.fingerprint,
-        "num_ids": index.num_ids,
-    }
+    teacher = load_teacher(config, teachers or _recorded_teachers(recorded), index, runtime)
+    made_by = made_of(data, index, source, dgnet_gen=dgnet_gen.__version__, reid_models=reid_models.__version__)
     if teacher is not None:
         made_by["teachers"] = teacher.made_by
         _tell_what_teachers_know(teacher, pairs, runtime)
+    if begin_with is None and begins and recorded.get("begun_with"):
+        begin_with = PublishedFolder.open(recorded["begun_with"]["folder"])
     if begin_with is not None:
         refuse_other_beginning(begin_with, config, index)
         made_by["begun_with"] = {"folder": str(begin_with.path.resolve()), "iteration": begin_with.iterations()[-1]}
+    elif recorded.get("begun_with"):
+        made_by["begun_with"] = recorded["begun_with"]
     runtime.seed_everything(config.seed)
     model = DGNet(config.networks, index.num_ids)
-    refuse_full_disk(config, model, Path(out))
+    refuse_full_disk(config, model, Path(out), None if found is None else found.iterations())
     # Before the folder is made: weights that cannot be had leave nothing behind.
-    published = None
-    if not (resume and RunDir(Path(out), "dgnet", made_by).iterations()):
-        if begin_with is None:
-            load_trunk_weights(model.appearance_encoder.trunk, config.trunk_weights)
-        else:
-            published = begin_with.load(device="cpu")
-            states = begin_with.optimizer_states(published, make_optimizers(published, config.optim))
-    run = RunDir.create(out, config, kind="dgnet", made_by=made_by, resume=resume)
-    checkpoint = run.resume_from() if resume else None
-    for network in model.networks().values():
-        runtime.prepare(network).train()
-    trainer = _Trainer(config, model, runtime, teacher, index)
-    if checkpoint is not None:
-        trainer.restore(checkpoint, str(run.path))
-    elif published is not None:
-        trainer.begin_with(published, states)
+    beginning = _beginning(config, model, begin_with) if begins else None
+    with RunDir.training(
+        out, config, kind="dgnet", made_by=made_by, by="dgnet-gen train", resume=resume, reset=reset
+    ) as run:
+        checkpoint = run.resume_from() if resume else None
+        if checkpoint is None and not begins:
+            raise CheckpointError(f"{run.path}: its checkpoints are gone since this was begun; run it again")
+        for network in model.networks().values():
+            runtime.prepare(network).train()
+        trainer = _Trainer(config, model, runtime, teacher, index)
+        if checkpoint is not None:
+            trainer.restore(checkpoint, str(run.checkpoint_file(checkpoint.iteration)))
+        elif beginning is not None:
+            trainer.begin_with(*beginning)
+        _train(trainer, run, pairs, choose_pictures(data, JUDGED_PEOPLE, config.seed), stop_at)
+    return run
+
+
+def _recorded_teachers(made_by: Mapping[str, Any]) -> list[str]:
+    return [teacher["file"] for teacher in made_by.get("teachers") or ()]
+
+
+def _beginning(
+    config: DGNetTrainConfig, model: DGNet, begin_with: PublishedFolder | None
+) -> tuple[DGNet, dict[str, Any]] | None:
+    """A published training's networks and optimizer states; without one the model's trunk is filled."""
+    if begin_with is None:
+        load_trunk_weights(model.appearance_encoder.trunk, config.trunk_weights, setting="trunk_weights")
+        return None
+    published = begin_with.load(device="cpu")
+    return published, begin_with.optimizer_states(published, make_optimizers(published, config.optim))
+
+
+def _train(
+    trainer: _Trainer,
+    run: RunDir,
+    pairs: PairDataset,
+    judged: Sequence[tuple[Path, Path]],
+    stop_at: int | None,
+) -> None:
+    """All steps that are left, with what is due between them."""
+    config, runtime, start = trainer.config, trainer.runtime, trainer.iteration
+    saver = Saver(
+        run,
+        lambda: trainer.checkpoint(run.made_by),
+        lambda: trainer.iteration,
+        minutes=config.checkpoint_minutes,
+        keep=config.keep_checkpoints,
+        every=config.keep_every,
+    )
     cast = torch.stack([eval_transform(pairs.store.read(row), pairs.image_hw) for row in pairs.cast(SHEET_PEOPLE)])
-    judged = choose_pictures(data, JUDGED_PEOPLE, config.seed)
-
-    def save() -> None:
-        run.save(trainer.checkpoint(made_by))
-        run.keep_last(config.keep_checkpoints, every=config.keep_every)
-
-    start = trainer.iteration
     batches = pair_batches(
         pairs, start * config.accumulate, config.max_iter * config.accumulate, num_workers=config.num_workers
     )
-    try:
-        with runtime.watch_signals(), progress("DG-Net", config.max_iter, start) as bar:
-            started_s = time.monotonic()
-            for parts in in_groups(batches, config.accumulate):
-                values = trainer.step(trainer.iteration, [runtime.to_device(part) for part in parts])
-                trainer.iteration = iteration = trainer.iteration + 1
-                pace = (iteration - start) / max(time.monotonic() - started_s, 1e-9)
-                bar.advance(1, _note(values, pace))
-                is_last = iteration == config.max_iter
-                if iteration % config.log_every == 0 or is_last:
-                    run.log(iteration, values | trainer.step.settings_at(iteration - 1))
-                if iteration % config.sample_every == 0 or is_last:
-                    run.sample(iteration, "swap", _sheet(trainer.step.average, cast))
-                reason = runtime.stop_reason()
-                if stop_at is not None and iteration >= stop_at:
-                    reason = reason or f"asked to stop at iteration {stop_at}"
-                if iteration % config.checkpoint_every == 0 or is_last:
-                    trainer.record(repainting_error(trainer.step.average, judged), run, made_by)
-                    save()
-                elif reason:
-                    save()
-                if reason and not is_last:
-                    raise Stopped(
-                        f"{reason}: saved iteration {iteration} in {run.path}; "
-                        "run it again to go on (train: with --resume)"
-                    )
-    finally:
-        run.close()
-    return run
+    with runtime.watch_signals(), progress("DG-Net", config.max_iter, start) as bar:
+        if trainer.recorded_at < start and (start % config.checkpoint_every == 0 or start == config.max_iter):
+            _record(trainer, run, saver, judged)  # what an error has prevented
+        started_s = time.monotonic()
+        for parts in saver.watched(in_groups(batches, config.accumulate)):
+            values = trainer.step(trainer.iteration, [runtime.to_device(part) for part in parts])
+            trainer.iteration = iteration = trainer.iteration + 1
+            is_last = iteration == config.max_iter
+            if iteration % config.log_every == 0 or is_last:
+                run.log(iteration, values | trainer.step.settings_at(iteration - 1))
+            if iteration % config.sample_every == 0 or is_last:
+                run.sample(iteration, "swap", _sheet(trainer.step.average, cast))
+            if iteration % config.checkpoint_every == 0 or is_last:
+                _record(trainer, run, saver, judged)
+            reason = runtime.stop_reason()
+            if stop_at is not None and iteration >= stop_at:
+                reason = reason or f"asked to stop at iteration {stop_at}"
+            if reason and not is_last:
+                saver.leave(reason)
+            saver.by_the_clock()
+            pace = (iteration - start) / max(time.monotonic() - started_s, 1e-9)
+            bar.advance(1, _note(values, pace))
+
+
+def _record(trainer: _Trainer, run: RunDir, saver: Saver, judged: Sequence[tuple[Path, Path]]) -> None:
+    """Judge the networks, and save them as a checkpoint that is due."""
+    with saver.before_errors():  # such as a damaged picture among those judged
+        score = repainting_error(trainer.step.average, judged)
+    trainer.record(score, run)
+    saver.save()
 
 
 def refuse_other_beginning(folder: PublishedFolder, config: DGNetTrainConfig, index: DatasetIndex) -> None:
@@ -252,14 +288,21 @@ class _Trainer:
         self.optimizers = make_optimizers(model, config.optim)
         self.step = Step(model, self.optimizers, config, runtime, teacher, file_of=lambda row: index[row].path.name)
         self.iteration = 0
+        self.recorded_at = 0
+        """the iteration that was last judged"""
         self.best: float | None = None
+        self.best_at = 0
+        """the iteration that repaints people best"""
 
-    def record(self, score: float, run: RunDir, made_by: Mapping[str, Any]) -> None:
+    def record(self, score: float, run: RunDir) -> None:
         """Log how well people are repainted, and keep the networks if never better."""
         run.log(self.iteration, {"eval_recon_same_id": score})
+        self.recorded_at = self.iteration
         if self.best is None or score < self.best:
-            self.best = score
-            run.save(self.checkpoint(made_by), best=True)
+            self.best, self.best_at = score, self.iteration
+            run.save(self.checkpoint(run.made_by), best=True)
+        where = "" if self.best_at == 0 else f", iteration {self.best_at}"  # earlier versions did not note it
+        say(f"iteration {self.iteration}: repainting error {score:.4f}; best {self.best:.4f}{where}")
 
     def checkpoint(self, made_by: Mapping[str, Any]) -> Checkpoint:
         """Everything that the next step depends on.
@@ -267,21 +310,21 @@ class _Trainer:
         Raises:
             DivergedError: a weight is not finite; a checkpoint of it would be of no use.
         """
-        for network in self._networks().values():
-            for name, value in network.state_dict().items():
-                if not value.isfinite().all():
-                    raise DivergedError(
-                        f"{name} is not finite after iteration {self.iteration}, so it is not saved; what was saved "
-                        "before is intact; lower the learning rate or resume from an earlier checkpoint"
-                    )
+        calmer = "what was saved before is intact; lower the learning rate or resume from an earlier checkpoint"
         return Checkpoint(
             kind="dgnet",
             iteration=self.iteration,
             config=config_dict(self.config),
-            networks={name: _on_cpu(network.state_dict()) for name, network in self._networks().items()},
+            networks=finite_states(self._networks(), self.iteration, calmer),
             optimizers={name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             rng=self.runtime.rng_state(),
-            progress={"best": self.best, "scaler": self.step.scaler.state_dict(), "skipped": self.step.skipped},
+            progress={
+                "best": self.best,
+                "best_at": self.best_at,
+                "recorded_at": self.recorded_at,
+                "scaler": self.step.scaler.state_dict(),
+                "skipped": self.step.skipped,
+            },
             made_by=dict(made_by),
         )
 
@@ -292,7 +335,7 @@ class _Trainer:
             model.load_networks(states, source="published folder")
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(optimizer_states[name])
-        self.iteration = published.iteration
+        self.iteration = self.recorded_at = published.iteration
 
     def restore(self, checkpoint: Checkpoint, source: str) -> None:
         """Go on from a checkpoint.
@@ -310,13 +353,18 @@ class _Trainer:
         self.model.load_networks(trained, source=source)
         if self.config.ema_decay > 0:
             self.step.average.load_networks(own, source=source)
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(checkpoint.optimizers[name])
-        self.runtime.set_rng_state(checkpoint.rng)
-        self.step.scaler.load_state_dict(checkpoint.progress["scaler"])
-        self.step.skipped = checkpoint.progress["skipped"]
-        self.best = checkpoint.progress["best"]
-        self.iteration = checkpoint.iteration
+        progress = checkpoint.progress
+        with reading(source, CheckpointError, "a checkpoint to go on from", remedy="go on from an earlier one"):
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(checkpoint.optimizers[name])
+            self.runtime.set_rng_state(checkpoint.rng)
+            self.step.scaler.load_state_dict(progress["scaler"])
+            self.step.skipped = int(progress["skipped"])
+            self.best = None if progress["best"] is None else float(progress["best"])
+            self.best_at = int(progress.get("best_at", 0))
+            # Earlier versions judged an iteration whenever they saved it where it was due.
+            self.recorded_at = int(progress.get("recorded_at", checkpoint.iteration))
+            self.iteration = checkpoint.iteration
 
     def _networks(self) -> dict[str, nn.Module]:
         """The four to use; with a moving average also what it follows, trained_structure and trained_decoder."""
@@ -367,15 +415,16 @@ def repainting_error(model: DGNet, pictures: Sequence[tuple[Path, Path]], *, bat
     return float(np.mean(differences))
 
 
-def refuse_full_disk(config: DGNetTrainConfig, model: DGNet, out: Path) -> None:
+def refuse_full_disk(config: DGNetTrainConfig, model: DGNet, out: Path, present: Sequence[int] | None = None) -> None:
     """Refuse a training whose checkpoints the disk cannot hold, before anything is written.
+
+    `present` are the iterations whose checkpoints are there already.
 
     Raises:
         OutputError: what they need and what there is.
     """
     size = checkpoint_bytes(config, model)
-    present = len(list((out / "checkpoints").glob("*.pt")))
-    needed = size * max(1, num_checkpoints(config) - present)
+    needed = size * max(1, num_checkpoints(config) - len(present or ()))
     folder = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -401,11 +450,14 @@ def checkpoint_bytes(config: DGNetTrainConfig, model: DGNet) -> int:
 
 
 def num_checkpoints(config: DGNetTrainConfig) -> int:
-    """How many files lie in checkpoints/ at the fullest: the last, those for good, the best, and one being written."""
+    """How many files lie in checkpoints/ at the fullest.
+
+    The last, those for good, the best, one of the clock or of a stop, and one being written.
+    """
     saved = {*range(config.checkpoint_every, config.max_iter, config.checkpoint_every), config.max_iter}
     last = set(sorted(saved)[-config.keep_checkpoints :])
     for_good = {iteration for iteration in saved if config.keep_every and iteration % config.keep_every == 0}
-    return len(last | for_good) + 2
+    return len(last | for_good) + 3
 
 
 def in_groups(batches: Iterable[PairBatch], size: int) -> Iterator[list[PairBatch]]:
@@ -413,10 +465,6 @@ def in_groups(batches: Iterable[PairBatch], size: int) -> Iterator[list[PairBatc
     iterator = iter(batches)
     while group := list(itertools.islice(iterator, size)):
         yield group
-
-
-def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu() for name, value in state.items()}
 
 
 def _note(values: Mapping[str, float], pace: float) -> str:

@@ -46,12 +46,14 @@ _requests = _Requests()
 
 
 @contextmanager
-def stoppable(max_hours: float | None = None) -> Iterator[None]:
+def stoppable(max_hours: float | None = None, *, began_s: float | None = None) -> Iterator[None]:
     """Within the block signals only ask to stop, and so does the end of `max_hours`. Blocks may be nested.
 
-    Python delivers signals to the main thread alone, so elsewhere a block notes none.
+    The hours are counted from `began_s` of the monotonic clock, by default from now. Python delivers signals to the
+    main thread alone, so elsewhere a block notes none.
     """
-    deadline = [] if max_hours is None else [(time.monotonic() + max_hours * 3600, max_hours)]
+    began_s = time.monotonic() if began_s is None else began_s
+    deadline = [] if max_hours is None else [(began_s + max_hours * 3600, max_hours)]
     _requests.blocks += 1
     _requests.deadlines += deadline
     try:

@@ -5,10 +5,12 @@ Results go to stdout, progress and remarks to stderr. Heavy imports wait until a
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import rich_click as click
 
@@ -148,16 +150,52 @@ def prepare(raw: Path, out: Path, layout: str, copy: bool, as_json: bool) -> Non
             click.echo(f"{split:<12}{len(part):>8} images{part.num_ids:>7} ids")
 
 
+class SettingsCommand(click.RichCommand):
+    """A command with --set: a setting that is given as an option of its own is answered with how to set it."""
+
+    def __init__(self, *arguments: Any, settings: Callable[[], type], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.settings = settings
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and say of an unknown option which setting it may mean."""
+        words = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if (meant := self._meant(error.option_name)) is None:
+                raise
+            after = words[words.index(error.option_name) + 1 :] if error.option_name in words else []
+            given = next((word.partition("=")[2] for word in words if word.startswith(f"{error.option_name}=")), "")
+            value = given or (after[0] if after and not after[0].startswith("-") else "VALUE")
+            raise click.UsageError(
+                f"No such option: {error.option_name}; settings are changed with --set {meant}={value}", ctx
+            ) from None
+
+    def _meant(self, option: str) -> str | None:
+        from reid_models.config import all_settings
+
+        keys = {key.rpartition(".")[2]: key for key in reversed(all_settings(self.settings()))}
+        close = difflib.get_close_matches(option.lstrip("-").replace("-", "_"), keys, n=1, cutoff=0.75)
+        return keys[close[0]] if close else None
+
+
+def _train_settings() -> type:
+    from reid_models.training import ReidTrainConfig
+
+    return ReidTrainConfig
+
+
 _PATH = click.Path(path_type=Path)
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 
 
-@main.command()
+@main.command(cls=SettingsCommand, settings=_train_settings)
 @click.option("--config", "config_file", type=_PATH, help="YAML settings; without it a full-size ResNet-50.")
-@click.option("--data", type=_PATH, required=True, help="A dataset, prepared or raw.")
+@click.option("--data", type=_PATH, help="A dataset, prepared or raw; a run that is gone on with knows its own.")
 @click.option("--out", type=_PATH, required=True, help="The run's folder.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
-@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint; --out alone is enough.")
 @click.option("--reset", is_flag=True, help="Move an earlier run of this name aside, to OUT.old-1 and so on.")
 @click.option("--weights", type=_PATH, help="Start from a published file or a checkpoint; see reid-models inspect.")
 @click.option(
@@ -178,7 +216,7 @@ _device = click.option("--device", default="auto", show_default=True, help="auto
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def train(
     config_file: Path | None,
-    data: Path,
+    data: Path | None,
     out: Path,
     overrides: tuple[str, ...],
     resume: bool,
@@ -195,12 +233,15 @@ def train(
 ) -> None:
     """Train a re-identification network and evaluate it as it goes.
 
-    SIGTERM, SIGINT and --max-hours save and leave with exit code 75; the same command with --resume goes on as if it
-    had never stopped.
+    SIGTERM, SIGINT, SIGHUP (a closed terminal), SIGUSR1 and --max-hours save and leave with exit code 75. With --resume
+    the run goes on as if it had never stopped: with its own settings, data, weights and generated pictures, none of
+    which need be named. More epochs may be asked for (--set schedule.epochs=200), and what decides nothing of what is
+    learned may be set anew.
 
     \b
     Example:
       reid-models train --config configs/baseline_market.yaml --data data/market --out runs/teacher
+      reid-models train --resume --out runs/teacher
       reid-models train --config configs/mgn_market.yaml --data data/market --out runs/mgn --weights model_best.pt
       reid-models train --data data/market --out runs/with --extra-data runs/dgnet/fake/00100000 --ratio 0.5
     """
@@ -210,23 +251,35 @@ def train(
         raise click.UsageError("--drop says what of --weights to leave out: give both")
     if extra_data is None and (labels != "hard" or teacher is not None or ratio is not None):
         raise click.UsageError("--ratio, --labels and --teacher are about generated pictures: give --extra-data too")
+    if data is None and not resume:
+        raise click.UsageError("Missing option '--data': the dataset to train on")
     with user_errors():
-        from reid_models.config import load_config
+        from reid_models.config import ConfigError, load_config
         from reid_models.data.index import DatasetIndex
         from reid_models.extra import Extra
         from reid_models.runs import RunDir
         from reid_models.runtime import Runtime
         from reid_models.training import ReidTrainConfig, train_reid
 
-        config = load_config(ReidTrainConfig, config_file, overrides)
+        found = RunDir.find(out, "reid", resume=True) if resume else None
+        if found is not None and config_file is None:
+            config = found.config(ReidTrainConfig, overrides)
+        else:
+            config = load_config(ReidTrainConfig, config_file, overrides)
+        if data is None:
+            if found is None:
+                raise ConfigError(f"{out}: no run here to go on with; give --data to begin one")
+            data = found.data_place()
         runtime = Runtime.from_environment(device, config.precision, max_hours)
+        runtime.keep_freed_memory()
         index = DatasetIndex.open(data)
         extra = None
         if extra_data is not None:
             extra = Extra.open(extra_data, ratio=0.5 if ratio is None else ratio, labels=labels, teacher=teacher)
-        if reset and (aside := RunDir.set_aside(out)):
-            click.echo(f"moved the earlier run to {aside}", err=True)
-        run = train_reid(config, index, out, runtime, resume=resume, weights=weights, drop=drop, extra=extra)
+        run = train_reid(
+            config, index, out, runtime,
+            resume=resume, reset=reset, weights=weights, drop=drop, extra=extra, source=data,
+        )  # fmt: skip
         last = run.load("last")
         best_map = last.progress["best_map"]
     click.echo(f"wrote {run.path}", err=True)
@@ -311,12 +364,7 @@ def extract(
                 if not (run_path / "run.json").exists():
                     load_embedder(run_path, parse_which(which), "cpu")  # says so if there is no network either
                     raise DatasetError(f"{run_path}: does not tell where its data is; give it with --data")
-                run = RunDir.open(run_path)
-                if run.made_by["layout"] == "csv":
-                    raise DatasetError(
-                        f"{run_path}: was trained on a table in {run.made_by['data']}; give that .csv with --data"
-                    )
-                data = Path(str(run.made_by["data"]))
+                data = RunDir.open(run_path).data_place()
             out = out or run_path / "features.npz"
         if data is not None and not data.exists():
             raise DatasetError(f"{data}: the dataset is not there; give the folder that holds it with --data")
@@ -330,6 +378,7 @@ def extract(
             )
         else:
             embedder = load_file(str(weights), device, half=half, compile=compile)
+        embedder.runtime.keep_freed_memory()
         partial = out.with_name(f"{out.name}.partial")
         try:
             with embedder.runtime.watch_signals():

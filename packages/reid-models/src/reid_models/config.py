@@ -1,7 +1,8 @@
 """Settings: frozen dataclasses from defaults, a YAML file and `--set section.key=value`, in this order.
 
 A dataclass beside the code it steers is the whole truth about its settings: names, types, defaults, and in
-`__post_init__` the ranges. Unknown keys and wrong types are refused with the right key suggested.
+`__post_init__` the ranges. Unknown keys and wrong types are refused with the right key suggested. Values are plain:
+nothing is taken from the environment or from another setting.
 
     config = load_config(ReidTrainConfig, Path("configs/baseline_market.yaml"), ["optim.lr=3e-4"])
     dump_config(config, run / "config.yaml")
@@ -12,15 +13,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from reid_eval.errors import ReidError
+from reid_eval.errors import ReidError, reason_of
 from reid_eval.files import write_text
+from reid_eval.reading import read_text, reading
 
 T = TypeVar("T")
 
@@ -46,19 +47,16 @@ def load_config(
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if file is not None:
         layers.append((str(file), _read_yaml(Path(file)) if values is None else values))
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {override}: expected section.key=value, for example --set optim.lr=3e-4")
-        try:
-            layers.append((f"--set {override}", _plain(OmegaConf.from_dotlist([override]))))
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise ConfigError(f"--set {override}: {_first_line(error)}") from None
+    layers += [(_told(override), _read_override(override)) for override in overrides]
     return _merge(cls, layers)
 
 
 def config_from_dict(cls: type[T], values: Mapping[str, Any], *, source: str = "stored settings") -> T:
-    """The settings of `cls` from a plain nested dict, such as a checkpoint holds; keys not given keep their default."""
+    """The settings of `cls` from a plain nested dict, such as a checkpoint holds; keys not given keep their default.
+
+    Raises:
+        ConfigError: a key is unknown, a value has the wrong type or range.
+    """
     return _merge(cls, [(source, values)])
 
 
@@ -72,47 +70,103 @@ def dump_config(config: Any, file: Path | str) -> None:
     write_text(file, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def settings_difference(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+def settings_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What differs between two plain settings dicts, one text `key: before -> after` per setting."""
-    texts = []
+    return [f"{key}: {old} -> {new}" for key, (old, new) in changed_settings(before, after).items()]
+
+
+def changed_settings(
+    before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ between two plain dicts, by their full key: before and after."""
+    changed: dict[str, tuple[Any, Any]] = {}
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            texts += settings_difference(old, new, f"{prefix}{key}.")
+            changed |= changed_settings(old, new, f"{prefix}{key}.")
         elif old != new:
-            texts.append(f"{prefix}{key}: {old} -> {new}")
-    return texts
+            changed[f"{prefix}{key}"] = old, new
+    return changed
+
+
+def all_settings(cls: type) -> list[str]:
+    """The full keys of all settings of a class, such as schedule.epochs, and of its groups."""
+    return _all_keys(_sections(cls), {field.name: field for field in dataclasses.fields(cls)})
+
+
+_EXPECTED = "settings as 'key: value' lines"
+_MAX_SETTINGS_BYTES = 1 << 20
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such settings file; see configs/ for examples")
-    try:
-        values = _plain(OmegaConf.load(file))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file}: not a readable YAML file ({_first_line(error)})") from None
+    if not file.exists():
+        raise ConfigError(f"{file}: no such settings file; {_files_like(file)}")
+    text = read_text(file, ConfigError, _EXPECTED, limit=_MAX_SETTINGS_BYTES)
+    with reading(file, ConfigError, _EXPECTED, remedy="correct it"):
+        values = _plain(OmegaConf.create(text))
     if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected settings as 'key: value' lines, found a {type(values).__name__}")
+        raise ConfigError(f"{file}: expected {_EXPECTED}, found a {type(values).__name__}")
     return values
+
+
+def _read_override(override: str) -> dict[str, Any]:
+    """What one `section.key=value` text says, as nested dicts."""
+    key, equals, _ = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{_told(override)}: expected section.key=value, for example --set optim.lr=3e-4")
+    try:
+        return _plain(OmegaConf.from_dotlist([override]))
+    except Exception as error:  # whatever a parser makes of it
+        raise ConfigError(f"{_told(override)}: no YAML value ({reason_of(error)})") from None
+
+
+def _told(override: str) -> str:
+    return f"--set {override if len(override) <= 80 else f'{override[:77]}...'}"
+
+
+def _files_like(file: Path) -> str:
+    """The settings files that a name which is none may have meant."""
+    near = sorted({path for folder in (file.parent, Path("configs")) for path in folder.glob("*.y*ml")})
+    if not near:
+        return "expected a YAML file, such as those in configs/ of the repository"
+    close = difflib.get_close_matches(file.stem, [path.stem for path in near], n=3, cutoff=0.5)
+    meant = [str(path) for stem in close for path in near if path.stem == stem]
+    return f"did you mean {meant[0]}?" if meant else f"there are {', '.join(map(str, near))}"
+
+
+def _refuse_references(source: str, values: Any, key: str = "") -> None:
+    """Settings say what they are: nothing is taken from the environment or from another setting."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            _refuse_references(source, value, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, list):
+        for value in values:
+            _refuse_references(source, value, key)
+    elif isinstance(values, str) and ("${" in values or values == "???"):  # as OmegaConf writes what is elsewhere
+        raise ConfigError(f"{source}: {key}: found {values!r}, a reference; expected the value itself")
 
 
 def _merge(cls: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> T:
     tree = OmegaConf.structured(cls)
     for source, values in layers:
-        _refuse_unknown(cls, values, source)
         try:
+            _refuse_references(source, values)
+            _refuse_unknown(cls, values, source)
             tree = OmegaConf.merge(tree, values)
-        except OmegaConfBaseException as error:
-            key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-            raise ConfigError(f"{source}: {key}{_first_line(error)}") from None
+        except ConfigError:
+            raise
+        except Exception as error:  # of OmegaConf, or of Python's own conversions
+            name = getattr(error, "full_key", None)
+            key = f"{name}: " if name else ""
+            reason = reason_of(error).replace("Value '$VALUE' of type '$VALUE_TYPE'", "a value")  # as it leaves them
+            raise ConfigError(f"{source}: {key}{reason}") from None
+    sources = ", ".join(source for source, _ in layers)
     try:
         config = OmegaConf.to_object(tree)
-    except ConfigError as error:
-        sources = ", ".join(source for source, _ in layers)
-        raise ConfigError(f"{sources}: {error}" if sources else str(error)) from None
-    except OmegaConfBaseException as error:
-        cause = error.__cause__ or error
-        raise ConfigError(_first_line(cause)) from None
+        config_dict(config)  # which meets what is none within a list
+    except Exception as error:  # a check of the settings' own, or a value that is missing
+        cause = error if isinstance(error, ConfigError) else error.__cause__ or error
+        raise ConfigError(f"{sources}: {reason_of(cause)}" if sources else reason_of(cause)) from None
     assert isinstance(config, cls)
     return config
 
@@ -137,8 +191,13 @@ def _refuse_unknown(cls: type, values: Mapping[str, Any], source: str, prefix: s
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{source}: {name} is a group of settings, expected {name}.<key>, found {value!r}")
             _refuse_unknown(sections[key], value, source, f"{name}.")
+        elif isinstance(value, Mapping):
+            default = config_dict(cls)[key]
+            expected = f"a whole list, such as {default}" if isinstance(default, list) else "one value"
+            raise ConfigError(f"{source}: {name}: expected {expected}, found {value}")
 
 
+@cache
 def _sections(cls: type) -> dict[str, type]:
     """The fields of a settings class that are settings classes themselves."""
     node = OmegaConf.structured(cls)
@@ -156,14 +215,10 @@ def _all_keys(sections: Mapping[str, type], known: Mapping[str, Any], prefix: st
 
 def _plain(node: Any) -> Any:
     """Nested dicts and lists; tuples become lists, so that settings equal what they are read back as."""
+    if OmegaConf.is_config(node):  # which would resolve references when looked into
+        return _plain(OmegaConf.to_container(node, resolve=False, enum_to_str=True))
     if isinstance(node, Mapping):
         return {str(key): _plain(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
         return [_plain(value) for value in node]
-    if OmegaConf.is_config(node):
-        return _plain(OmegaConf.to_container(node, resolve=True, enum_to_str=True))
     return node
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -74,7 +74,7 @@ def inspect(path: Path | str) -> Inspection:
     if path.is_dir():
         run = RunDir.open(path)
         file = run.checkpoint_file("last")
-        best = ["best"] if (run.checkpoints / "best.pt").is_file() else []
+        best = ["best"] if run.has_best() else []
         kept = {"checkpoints": ", ".join([*map(str, run.iterations()), *best])}
     else:
         file = path
@@ -121,7 +121,7 @@ def _bare_network(checkpoint: Checkpoint, file: Path) -> ReidNetwork:
     """The network of a run's settings, without memory for its weights."""
     config = config_from_dict(ReidTrainConfig, checkpoint.config, source=str(file))
     with torch.device("meta"):
-        return build_network(config.network, checkpoint.made_by["num_ids"], load_weights=False)
+        return build_network(config.network, checkpoint.num_ids(file), load_weights=False)
 
 
 @dataclass(frozen=True)

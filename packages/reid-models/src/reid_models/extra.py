@@ -13,7 +13,7 @@ teacher  what a network that was trained on photographs says of the picture
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,11 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reid_eval.errors import ReidError
+from reid_eval.files import file_fingerprint
+from reid_eval.reading import reading
 from reid_models.config import ConfigError
 from reid_models.data.generated import generated_index, read_card
 from reid_models.data.index import DatasetIndex
 from reid_models.data.samplers import BatchSampler, Draw
 from reid_models.networks import ReidNetwork
+from reid_models.runs import RunDir
 
 Labels = Literal["hard", "smooth", "teacher"]
 SMOOTHING = 0.3
@@ -76,6 +79,7 @@ class Extra:
         if (labels == "teacher") != (teacher is not None):
             raise ConfigError("--labels teacher and --teacher RUN need each other: give both or neither")
         index, card = generated_index(folder), read_card(folder)
+        teacher_file = None if teacher is None else RunDir.open(teacher, "reid").checkpoint_file("last")
         made_by = {
             "folder": str(Path(folder).resolve()),
             "checkpoint": card["checkpoint"],
@@ -85,8 +89,22 @@ class Extra:
             "labels": labels,
             "smoothing": smoothing if labels == "smooth" else None,
             "teacher": None if teacher is None else str(Path(teacher).resolve()),
+            "teacher_sha256": None if teacher_file is None else file_fingerprint(teacher_file),
         }
         return cls(index, ratio, labels, None if teacher is None else Path(teacher), smoothing, made_by)
+
+    @classmethod
+    def recorded(cls, made_by: Mapping[str, Any]) -> Extra:
+        """The generated pictures that a run's records name.
+
+        Raises:
+            ManifestError, ConfigError, CheckpointError: they are not there any more, or the record is damaged.
+        """
+        with reading("run.json", ConfigError, "a record of generated pictures (made_by.extra)"):
+            folder, teacher = Path(made_by["folder"]), made_by["teacher"]
+            smoothing = SMOOTHING if made_by["smoothing"] is None else float(made_by["smoothing"])
+            ratio, labels = float(made_by["ratio"]), made_by["labels"]
+        return cls.open(folder, ratio=ratio, labels=labels, teacher=teacher, smoothing=smoothing)
 
     def joined(self, photographs: DatasetIndex) -> DatasetIndex:
         """The photographs, then these pictures; the labels are those of the photographs.

@@ -25,6 +25,7 @@ from reid_eval.errors import OutputError, Stopped
 from reid_eval.features import FeatureFileError, ReidFeatures
 from reid_eval.files import file_fingerprint, fingerprint
 from reid_eval.progress import progress
+from reid_models.checkpoints import load_state
 from reid_models.config import ConfigError, config_from_dict
 from reid_models.data.index import DatasetIndex
 from reid_models.data.loading import Batch, PersonDataset, make_loader
@@ -104,10 +105,10 @@ class NetworkEmbedder:
         """Images (B, 3, H, W) on any device to vectors (B, num_features), float32, on the CPU.
 
         Raises:
-            Stopped: a signal asked for it.
+            Stopped: a signal or the time limit asked for it.
         """
-        if self.runtime.stop_signal is not None:
-            raise Stopped(self.runtime.stop_signal)
+        if reason := self.runtime.stop_reason():
+            raise Stopped(reason)
         number = len(images)
         if self._batch_size is not None:
             self._batch_size = max(number, self._batch_size)
@@ -167,12 +168,12 @@ def load_embedder(
     runtime = Runtime.for_inference(device, half=half)
     runtime.seed_everything(config.seed)
     start = found.made_by.get("weights")  # a file given to the training in place of the trunk's weights
-    network = build_network(config.network, checkpoint.made_by["num_ids"], load_weights=untrained and not start)
+    network = build_network(config.network, checkpoint.num_ids(run), load_weights=untrained and not start)
     if untrained and start:
         load_weights(network, start["file"], start["dropped"])
     if not untrained:
         # A moving average, where one was kept, is what was evaluated.
-        network.load_state_dict(checkpoint.networks.get("average", checkpoint.networks["reid"]))
+        load_state(network, checkpoint.network("average", "reid", source=run), run)
     state = "untrained" if untrained else str(checkpoint.iteration)
     return NetworkEmbedder(
         network,

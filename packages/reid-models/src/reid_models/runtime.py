@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import signal
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from reid_eval import stopping
 from reid_models.config import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
@@ -43,11 +43,7 @@ class Runtime:
     def __init__(self, device: torch.device, precision: Precision = "fp32", max_hours: float | None = None) -> None:
         self.device = device
         self.precision = precision
-        self._deadline_s = None if max_hours is None else time.monotonic() + max_hours * 3600
-        self._max_hours = max_hours
-        self._signal: str | None = None
-        if device.type == "cpu":
-            _keep_freed_memory()
+        self._max_hours, self._began_s = max_hours, time.monotonic()
 
     @classmethod
     def from_environment(
@@ -220,50 +216,30 @@ class Runtime:
 
     @contextmanager
     def watch_signals(self) -> Iterator[None]:
-        """Within the block SIGTERM and SIGINT only ask to stop; a second SIGINT interrupts at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python delivers signals to the main thread alone
-            return
-
-        def request_stop(number: int, frame: object) -> None:
-            if self._signal is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._signal = signal.Signals(number).name
-
-        previous = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        """Within the block signals only ask to stop, as in `reid_eval.stopping`, and so does the end of `max_hours`."""
+        with stopping.stoppable(self._max_hours, began_s=self._began_s):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    @property
-    def stop_signal(self) -> str | None:
-        """The signal that has asked to stop, or None."""
-        return self._signal
 
     def stop_reason(self) -> str | None:
-        """Why the run should save and leave now, or None."""
-        if self._signal is not None:
-            return self._signal
-        if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
-            return f"--max-hours {self._max_hours:g} reached"
-        return None
+        """Why the work of the blocks around should save and leave now, or None."""
+        return stopping.stop_reason()
 
+    def keep_freed_memory(self) -> None:
+        """On a CPU let the C library keep large blocks that are freed, instead of giving them back to the system.
 
-def _keep_freed_memory() -> None:
-    """Let the C library keep large blocks that are freed, instead of giving them back to the system.
-
-    On a CPU a step asks for the same maps again and again, and pages fresh from the system are filled with zeros first:
-    up to a fifth of the time. The most that is in use at once stays what it was. Of glibc alone; elsewhere nothing.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library, or another system
-        return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, -1)
-    mallopt(_M_TOP_PAD, 64 << 20)
+        A step asks for the same maps again and again, and pages fresh from the system are filled with zeros first: up
+        to a fifth of the time. The most that is in use at once stays what it was. Of glibc alone; elsewhere nothing.
+        It changes the whole process, so commands ask for it, and functions do not.
+        """
+        if self.device.type != "cpu":
+            return
+        try:
+            mallopt = ctypes.CDLL(None).mallopt
+        except (AttributeError, OSError, TypeError):  # another C library, or another system
+            return
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+        mallopt(_M_TOP_PAD, 64 << 20)
 
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,17 +26,22 @@ from torch import Tensor, nn
 
 import reid_eval
 import reid_models
-from reid_eval.errors import ReidError, Stopped
-from reid_eval.progress import progress
-from reid_eval.ranking import RankReport, rank, rerank_params
+from reid_eval.errors import Stopped
+from reid_eval.files import file_fingerprint
+from reid_eval.progress import progress, say
+from reid_eval.ranking import RankReport
+from reid_eval.reading import reading
 from reid_models import losses
+from reid_models.checkpoints import CheckpointError, DivergedError, finite_states, load_state
 from reid_models.config import ConfigError, config_dict, config_from_dict
+from reid_models.data.check import training_findings
 from reid_models.data.index import DatasetError, DatasetIndex
 from reid_models.data.loading import Augmentation, Batch, PersonDataset, make_loader
 from reid_models.data.samplers import BatchSampler, IdentitySampler, ShuffledSampler
 from reid_models.data.transforms import to_pixels
+from reid_models.evaluation import EvalProtocol, Evaluation, scores_of, told
 from reid_models.extra import Extra, ExtraDataError, SoftTargets
-from reid_models.extraction import NetworkEmbedder, extract_features
+from reid_models.extraction import NetworkEmbedder
 from reid_models.losses import LossSum, LossTerm, parse_loss
 from reid_models.networks import MGN, PCB, Baseline, ReidNetwork
 from reid_models.networks.mgn import parse_granularities
@@ -44,6 +49,7 @@ from reid_models.networks.pooling import PoolKind
 from reid_models.networks.resnet import TrunkName, make_trunk
 from reid_models.runs import Checkpoint, RunDir
 from reid_models.runtime import Precision, Runtime
+from reid_models.saving import Saver
 from reid_models.weights import load_trunk_weights, load_weights
 
 logger = logging.getLogger(__name__)
@@ -82,7 +88,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         for name in ("width", "bottleneck", "head_features", "num_stripes"):
-            _must(f"network.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+            _must_count(f"network.{name}", getattr(self, name))
         for name in ("last_stride", "first_stride"):
             _must(f"network.{name}", getattr(self, name), getattr(self, name) in (1, 2), "1 or 2")
         _must("network.dropout", self.dropout, 0 <= self.dropout < 1, "a probability below 1")
@@ -105,9 +111,9 @@ class SamplerConfig:
     """identity: an epoch has as many batches as hold all images once, or, as in MGN-pytorch, all identities once"""
 
     def __post_init__(self) -> None:
-        _must("sampler.ids_per_batch", self.ids_per_batch, self.ids_per_batch >= 2, "at least 2")
-        _must("sampler.images_per_id", self.images_per_id, self.images_per_id >= 1, "at least 1")
-        _must("sampler.batch_size", self.batch_size, self.batch_size >= 2, "at least 2")
+        _must_count("sampler.ids_per_batch", self.ids_per_batch, 2)
+        _must_count("sampler.images_per_id", self.images_per_id)
+        _must_count("sampler.batch_size", self.batch_size, 2)
 
 
 @dataclass(frozen=True)
@@ -186,8 +192,8 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "step_epochs"):
-            _must(f"schedule.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        _must("schedule.warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "at least 0")
+            _must_count(f"schedule.{name}", getattr(self, name))
+        _must_count("schedule.warmup_epochs", self.warmup_epochs, 0)
         for name in ("warmup_factor", "gamma", "final_factor"):
             value = getattr(self, name)
             _must(f"schedule.{name}", value, 0 <= value <= 1, "between 0 and 1")
@@ -237,23 +243,42 @@ class ReidTrainConfig:
     """epochs; the last one is always evaluated"""
     eval_rerank: bool = False
     """re-rank too, and call the checkpoint of the highest re-ranked mAP the best"""
+    eval_protocol: EvalProtocol = "auto"
+    """auto: cross-camera where a query has an answer in another camera, else no-camera"""
     checkpoint_every: int = 10
     """epochs; the last one is always kept"""
+    checkpoint_minutes: float = 15.0
+    """the most that a kill may cost: so long after the last checkpoint there is another, kept until the next; 0 for no
+    limit"""
     keep_checkpoints: int = 3
     seed: int = 0
 
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
+        {"num_workers", "cache_mib", "log_every", "eval_every"}
+        | {"checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
+    )
+    """what a run may be gone on with that was begun otherwise: it decides nothing that is learned"""
+    MAY_GROW: ClassVar[frozenset[str]] = frozenset({"schedule.epochs"})
+    """and what may become larger"""
+
     def __post_init__(self) -> None:
-        if min(self.image_hw) < 16:
-            raise ConfigError(f"image_hw: height and width must be at least 16, got {list(self.image_hw)}")
-        for name in ("num_workers", "cache_mib"):
-            _must(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        if not 16 <= min(self.image_hw) <= max(self.image_hw) <= MOST_PX:
+            raise ConfigError(
+                f"image_hw: height and width must be at least 16 and at most {MOST_PX}, got {list(self.image_hw)}"
+            )
+        _must("num_workers", self.num_workers, 0 <= self.num_workers <= MOST_WORKERS, f"0 to {MOST_WORKERS}")
+        _must("cache_mib", self.cache_mib, 0 <= self.cache_mib < 1 << 31, "0 to below 2^31")
         _must("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "0 to below 1")
         for name in ("accumulate", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
-            _must(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+            _must_count(name, getattr(self, name))
+        minutes = self.checkpoint_minutes
+        _must("checkpoint_minutes", minutes, 0 <= minutes < math.inf, "0 or more")
         _must("seed", self.seed, 0 <= self.seed < 1 << 63, "at least 0 and below 2^63")
         _must("augmentation.flip", self.augmentation.flip, 0 <= self.augmentation.flip <= 1, "between 0 and 1")
         _must("augmentation.erase", self.augmentation.erase, 0 <= self.augmentation.erase <= 1, "between 0 and 1")
-        _must("augmentation.pad_px", self.augmentation.pad_px, self.augmentation.pad_px >= 0, "at least 0")
+        pad_px = self.augmentation.pad_px
+        _must("augmentation.pad_px", pad_px, pad_px >= 0, "at least 0")
+        _must("augmentation.pad_px", pad_px, pad_px <= MOST_PX, f"at most {MOST_PX}")
         mined = [name for name, _ in self.loss.parsed() if name not in ("cross_entropy", "center")]
         if mined and self.sampler.kind != "identity":
             raise ConfigError(
@@ -270,16 +295,22 @@ class ReidTrainConfig:
             )
 
 
+MOST_PX = 10_000
+MOST_WORKERS = 1_000
+"""each is a process, and all are begun at once"""
+
+
 def _must(name: str, value: float, holds: bool, be: str) -> None:
     if not holds:
         raise ConfigError(f"{name}: must be {be}, got {value}")
 
 
+def _must_count(name: str, value: int, least: int = 1) -> None:
+    _must(name, value, value >= least, f"at least {least}")
+    _must(name, value, value < 1 << 31, "below 2^31")
+
+
 COLLAPSED_AFTER = 5
-
-
-class DivergedError(ReidError):
-    """A loss or a weight is not finite any more."""
 
 
 def build_network(config: NetworkConfig, num_ids: int, *, load_weights: bool = True) -> ReidNetwork:
@@ -323,123 +354,182 @@ def train_reid(
     runtime: Runtime,
     *,
     resume: bool = False,
+    reset: bool = False,
     stop_at: int | None = None,
     weights: Path | str | None = None,
     drop: Sequence[str] = (),
     extra: Extra | None = None,
+    source: Path | str | None = None,
 ) -> RunDir:
     """Train on a dataset's train_all split, evaluate on query and gallery; writes a run folder and returns it.
 
     The last checkpoints are kept under their iteration, the one of the highest mAP as "best". `stop_at` leaves, as if
     asked to stop, after that many iterations. `weights` is a published file or a checkpoint of ours to start from in
     place of the trunk's weights; all of it has to fit but what `drop` names (see `weights.load_weights`). `extra` mixes
-    generated pictures into the batches. To resume, name them again.
+    generated pictures into the batches. `source` is recorded as the place that `data` was opened from.
+
+    With `resume` a run goes on from its last checkpoint, with the weights and generated pictures that it was begun
+    with: they need not be named again, and others are refused. Settings that decide nothing of what is learned may be
+    others, and there may be more epochs. With `reset` an earlier run in `out` is moved aside, once all else is read.
 
     Raises:
         DatasetError, ConfigError: the data cannot be trained on or evaluated, or not with these settings.
-        OutputError, CheckpointError: `out` is not to be written, or not to be resumed.
+        OutputError, CheckpointError: `out` is not to be written, not to be resumed, or somebody trains there.
         WeightsError: the weights to start from cannot be had, or do not fit.
         ManifestError, ExtraDataError: the generated pictures or their teacher do not go with the data.
         DivergedError: a loss or a weight is not finite.
         Stopped: a signal or the time limit came; the state is saved.
     """
-    if data.unparsed:
-        logger.warning(
-            "%s: %d image names do not parse and are left out, such as %s; see reid-models check",
-            data.root, len(data.unparsed), data.unparsed[0].name,
-        )  # fmt: skip
-    index = data.split("train_all")
-    _refuse_poor_data(index)
+    found = RunDir.find(out, "reid", resume=resume, reset=reset)
+    recorded: Mapping[str, Any] = found.made_by if found is not None else {}
+    begins = found is None or not found.iterations()
+    index = trainable(data)
     sampler = _make_sampler(config, index)
+    if extra is None and recorded.get("extra"):
+        extra = Extra.recorded(recorded["extra"])
     shown = index  # the rows that a batch may have
     if extra is not None:
         shown = extra.joined(index)
         sampler = extra.sampler(sampler, shown, config.seed)
-    can_evaluate = _can_evaluate(data)
-    made_by: dict[str, Any] = {
-        "reid_models": reid_models.__version__,
+    evaluation = Evaluation.of(data, config.eval_protocol)
+    targets = None if extra is None else _soft_targets(config, index, extra, runtime)
+    runtime.seed_everything(config.seed)
+    # Before the folder is made: weights that cannot be had leave nothing behind.
+    start = _start(weights, drop, recorded.get("weights"), begins=begins)
+    network = build_network(config.network, index.num_ids, load_weights=begins and start is None)
+    if begins and start is not None:
+        load_weights(network, start["file"], start["dropped"])
+    made_by = made_of(data, index, source, reid_models=reid_models.__version__)
+    made_by |= {"extra": extra.made_by} if extra is not None else {}
+    made_by |= {"weights": start} if start is not None else {}
+    with RunDir.training(
+        out, config, kind="reid", made_by=made_by, by="reid-models train", resume=resume, reset=reset
+    ) as run:
+        checkpoint = run.resume_from() if resume else None
+        if checkpoint is None and not begins:
+            raise CheckpointError(f"{run.path}: its checkpoints are gone since this was begun; run it again")
+        runtime.prepare(network)
+        trainer = _Trainer(config, network, sampler, runtime, shown, targets)
+        if checkpoint is not None:
+            trainer.restore(checkpoint, run)
+        _tell_what_changes(run, config)
+        dataset = PersonDataset(shown, config.image_hw, augmentation=config.augmentation, cache_mib=config.cache_mib)
+        _train(trainer, run, dataset, evaluation, stop_at)
+    return run
+
+
+def trainable(data: DatasetIndex) -> DatasetIndex:
+    """The pictures of a dataset that are trained on, as `reid-models check` judges them; says what is odd about them.
+
+    Raises:
+        DatasetError: there is something about the dataset that speaks against training on it.
+    """
+    findings = training_findings(data)
+    for finding in findings:
+        what = f"{finding.what} ({finding.examples[0]})" if finding.examples else finding.what
+        if finding.severity == "error":
+            raise DatasetError(f"{data.root}: {what}; {finding.remedy}; see reid-models check")
+        if finding.severity == "warning":
+            logger.warning("%s: %s; %s", data.root, what, finding.remedy)
+    return data.split("train_all")
+
+
+def made_of(data: DatasetIndex, index: DatasetIndex, source: Path | str | None, **versions: str) -> dict[str, Any]:
+    """What a run on some data is made of, for its records; `index` is what is trained on."""
+    return {
+        **versions,
         "reid_eval": reid_eval.__version__,
         "torch": str(torch.__version__),
         "data": str(data.root.resolve()),
+        **({} if source is None else {"source": str(Path(source).resolve())}),
         "layout": data.layout,
         "index_fingerprint": index.fingerprint,
         "num_ids": index.num_ids,
     }
-    if extra is not None:
-        made_by["extra"] = extra.made_by
-    targets = None if extra is None else _soft_targets(config, index, extra, runtime)
-    runtime.seed_everything(config.seed)
-    # Before the folder is made: weights that cannot be had leave nothing behind.
-    begins = not (resume and RunDir(Path(out), "reid", made_by).iterations())
-    network = build_network(config.network, index.num_ids, load_weights=begins and weights is None)
+
+
+def _start(
+    weights: Path | str | None, drop: Sequence[str], recorded: Mapping[str, Any] | None, *, begins: bool
+) -> dict[str, Any] | None:
+    """The file to start from, for a run's records; of one that is begun already, what it was started from.
+
+    Raises:
+        CheckpointError: a run is to begin from another file than it was told at first.
+    """
+    start: dict[str, Any]
     if weights is not None:
-        made_by["weights"] = {"file": str(Path(weights).resolve()), "dropped": list(drop)}
-        if begins:
-            load_weights(network, weights, drop)
-    run = RunDir.create(out, config, kind="reid", made_by=made_by, resume=resume)
-    checkpoint = run.resume_from() if resume else None
-    runtime.prepare(network)
-    trainer = _Trainer(config, network, sampler, runtime, shown, targets)
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-    dataset = PersonDataset(shown, config.image_hw, augmentation=config.augmentation, cache_mib=config.cache_mib)
+        start = {"file": str(Path(weights).resolve()), "dropped": list(drop)}
+    elif begins and recorded:
+        start = dict(recorded)
+    else:
+        return dict(recorded) if recorded else None
+    if not Path(start["file"]).is_file():  # whoever reads it will say so
+        return start
+    sha256 = file_fingerprint(start["file"])
+    if start.get("sha256", sha256) != sha256:
+        raise CheckpointError(f"{start['file']}: is not what the training was to start from any more; restore it")
+    return start | {"sha256": sha256}
 
-    def save() -> None:
-        run.save(trainer.checkpoint(made_by))
-        run.keep_last(config.keep_checkpoints)
 
-    def leave(reason: str) -> NoReturn:
-        save()
-        raise Stopped(
-            f"{reason}: saved iteration {trainer.iteration} in {run.path}; run it again to go on (train: with --resume)"
-        )
+def _tell_what_changes(run: RunDir, config: ReidTrainConfig) -> None:
+    if config.schedule.kind == "cosine" and any(change.startswith("schedule.epochs:") for change in run.changes):
+        logger.warning(
+            "%s: a cosine depends on the number of epochs, so learning rates were others up to here than those of a "
+            "training begun with %d",
+            run.path, config.schedule.epochs,
+        )  # fmt: skip
 
-    def finish_epoch() -> None:
-        """Evaluate and save where it is due; each at most once per iteration, also when a resumed run begins here."""
-        is_last = trainer.iteration == trainer.iterations
-        epoch, within = divmod(trainer.iteration, trainer.iterations_per_epoch)
-        if trainer.iteration == 0 or within:
-            return
-        evaluate = (
-            can_evaluate and (is_last or epoch % config.eval_every == 0) and trainer.evaluated_at < trainer.iteration
-        )
-        if evaluate:
-            try:
-                report = trainer.measure(data, run.path.name)
-            except Stopped as stopped:
-                leave(str(stopped))
-            except ReidError:  # such as a damaged picture in the gallery: the steps up to here are not lost by it
-                save()
-                raise
-            trainer.record(report, run, made_by)
-        if (is_last or epoch % config.checkpoint_every == 0) and (
-            evaluate or trainer.iteration not in run.iterations()
-        ):
-            save()
 
-    try:
-        with runtime.watch_signals(), progress("re-ID", trainer.iterations, trainer.iteration) as bar:
-            finish_epoch()
-            batches = sampler.batches(trainer.iteration * config.accumulate, trainer.iterations * config.accumulate)
-            loader = make_loader(
-                dataset, batches, num_workers=config.num_workers, pin_memory=runtime.device.type == "cuda"
-            )
-            for parts in _in_groups(loader, config.accumulate):
-                if trainer.iteration == 0:
-                    run.sample(0, "batch", batch_sheet(parts[0], shown, config.sampler.images_per_id))
-                trainer.step(parts)
-                if trainer.iteration % config.log_every == 0 or trainer.iteration == trainer.iterations:
-                    run.log(trainer.iteration, trainer.take_means())
-                bar.advance(1, trainer.note())
-                reason = runtime.stop_reason()
-                if stop_at is not None and trainer.iteration >= stop_at:
-                    reason = reason or f"asked to stop at iteration {stop_at}"
-                if reason and trainer.iteration < trainer.iterations:
-                    leave(reason)
-                finish_epoch()
-    finally:
-        run.close()
-    return run
+def _train(
+    trainer: _Trainer, run: RunDir, dataset: PersonDataset, evaluation: Evaluation | None, stop_at: int | None
+) -> None:
+    """All steps that are left, with what is due between them."""
+    config, runtime = trainer.config, trainer.runtime
+    saver = Saver(
+        run,
+        lambda: trainer.checkpoint(run.made_by),
+        lambda: trainer.iteration,
+        minutes=config.checkpoint_minutes,
+        keep=config.keep_checkpoints,
+    )
+    with runtime.watch_signals(), progress("re-ID", trainer.iterations, trainer.iteration) as bar:
+        _finish_epoch(trainer, run, saver, evaluation)
+        batches = trainer.sampler.batches(trainer.iteration * config.accumulate, trainer.iterations * config.accumulate)
+        loader = make_loader(dataset, batches, num_workers=config.num_workers, pin_memory=runtime.device.type == "cuda")
+        for parts in saver.watched(_in_groups(loader, config.accumulate)):
+            if trainer.iteration == 0:
+                run.sample(0, "batch", batch_sheet(parts[0], trainer.index, config.sampler.images_per_id))
+            trainer.step(parts)
+            is_last = trainer.iteration == trainer.iterations
+            if trainer.iteration % config.log_every == 0 or is_last:
+                run.log(trainer.iteration, trainer.take_means())
+            reason = runtime.stop_reason()
+            if stop_at is not None and trainer.iteration >= stop_at:
+                reason = reason or f"asked to stop at iteration {stop_at}"
+            if reason and not is_last:
+                saver.leave(reason)
+            _finish_epoch(trainer, run, saver, evaluation)
+            saver.by_the_clock()
+            bar.advance(1, trainer.note())
+
+
+def _finish_epoch(trainer: _Trainer, run: RunDir, saver: Saver, evaluation: Evaluation | None) -> None:
+    """Evaluate and save where it is due; each at most once per iteration, also when a resumed run begins here."""
+    config, is_last = trainer.config, trainer.iteration == trainer.iterations
+    epoch, within = divmod(trainer.iteration, trainer.iterations_per_epoch)
+    if trainer.iteration == 0 or within:
+        return
+    evaluate = (is_last or epoch % config.eval_every == 0) and trainer.evaluated_at < trainer.iteration
+    if evaluation is not None and evaluate:
+        try:
+            with saver.before_errors():  # such as a damaged picture in the gallery
+                report = trainer.measure(evaluation, run.path.name)
+        except Stopped as stopped:
+            saver.leave(trainer.runtime.stop_reason() or str(stopped))
+        trainer.record(report, run)
+    is_due = is_last or epoch % config.checkpoint_every == 0
+    if is_due and (not saver.is_saved() or (evaluation is not None and evaluate)):
+        saver.save()
 
 
 def _in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -482,7 +572,11 @@ class _Trainer:
         self.iterations = config.schedule.epochs * self.iterations_per_epoch
         self.iteration = 0
         self.evaluated_at = 0
+        self.last_map: float | None = None
+        """of the last evaluation, and the highest: re-ranked where that is asked for"""
         self.best_map: float | None = None
+        self.best_at = 0
+        """the iteration of the best evaluation"""
         self.window: dict[str, float] = {}
         """sums since the last line of the log"""
         self.window_steps = 0
@@ -583,14 +677,17 @@ class _Trainer:
     def note(self) -> str:
         """How it goes, in a few words."""
         terms = " ".join(f"{name} {value:.3f}" for name, value in self._last.items() if name != "lr")
-        best = "" if self.best_map is None else f" mAP {self.best_map:.3f}"
-        return f"{terms} lr {self._last['lr']:.1e} {self._images_per_s:.0f} images/s{best}"
+        scores = ""
+        if self.best_map is not None:
+            last = self.best_map if self.last_map is None else self.last_map
+            scores = f" mAP {last:.3f} (best {self.best_map:.3f})"
+        return f"{terms} lr {self._last['lr']:.1e} {self._images_per_s:.0f} images/s{scores}"
 
-    def measure(self, data: DatasetIndex, name: str) -> RankReport:
+    def measure(self, evaluation: Evaluation, name: str) -> RankReport:
         """Rank query against gallery with the network as it is, or with its moving average if there is one.
 
         Raises:
-            Stopped: a signal came. The state is as before, so the evaluation starts over when the run goes on.
+            Stopped: something asked for it. The state is as before, so the evaluation starts over in a resumed run.
         """
         embedder = NetworkEmbedder(
             self.average or self.network,
@@ -598,25 +695,22 @@ class _Trainer:
             image_hw=self.config.image_hw,
             runtime=self.runtime,
         )
-        features = extract_features(embedder, data, num_workers=self.config.num_workers)
-        rerank = rerank_params(features) if self.config.eval_rerank else None
-        report = rank(features, rerank=rerank, even_if_collapsed=True)  # a bad epoch may be followed by better ones
+        report = evaluation.measure(embedder, rerank=self.config.eval_rerank, num_workers=self.config.num_workers)
         self._since_s = time.monotonic()
         return report
 
-    def record(self, report: RankReport, run: RunDir, made_by: Mapping[str, Any]) -> None:
+    def record(self, report: RankReport, run: RunDir) -> None:
         """Log an evaluation of the present network, and keep the network if it is the best so far."""
-        scores = {"eval_map_hits": report.map_hits, "eval_rank1": float(report.cmc[0])}
-        best_by = report.map_hits
-        if report.reranked is not None:
-            best_by = report.reranked.map_hits
-            scores |= {"eval_map_hits_rerank": best_by, "eval_rank1_rerank": float(report.reranked.cmc[0])}
+        scores = scores_of(report)
         run.log(self.iteration, scores)
-        logger.info("epoch %g: mAP %.4f", self.iteration / self.iterations_per_epoch, report.map_hits)
         self.evaluated_at = self.iteration
-        if self.best_map is None or best_by > self.best_map:
-            self.best_map = float(best_by)
-            run.save(self.checkpoint(made_by), best=True)
+        self.last_map = scores.get("eval_map_hits_rerank", scores["eval_map_hits"])
+        if self.best_map is None or self.last_map > self.best_map:
+            self.best_map, self.best_at = self.last_map, self.iteration
+            run.save(self.checkpoint(run.made_by), best=True)
+        epoch, best = (f"epoch {at / self.iterations_per_epoch:g}" for at in (self.iteration, self.best_at))
+        where = "" if self.best_at == 0 else f", {best}"  # earlier versions did not note it
+        say(f"{epoch}: {told(scores)}; best {self.best_map:.4f}{where}")
 
     def checkpoint(self, made_by: Mapping[str, Any]) -> Checkpoint:
         """Everything that the next step depends on.
@@ -624,25 +718,18 @@ class _Trainer:
         Raises:
             DivergedError: a weight is not finite; a checkpoint of it would be of no use.
         """
-        for network in self._networks().values():
-            for name, value in network.state_dict().items():
-                if not value.isfinite().all():
-                    raise DivergedError(
-                        f"{name} is not finite after iteration {self.iteration}, so it is not saved; {_CALMER}"
-                    )
         return Checkpoint(
             kind="reid",
             iteration=self.iteration,
             config=config_dict(self.config),
-            networks={
-                name: {key: value.detach().cpu() for key, value in network.state_dict().items()}
-                for name, network in self._networks().items()
-            },
+            networks=finite_states(self._networks(), self.iteration, _CALMER),
             optimizers={name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
             rng=self.runtime.rng_state(),
             progress={
                 "evaluated_at": self.evaluated_at,
+                "last_map": self.last_map,
                 "best_map": self.best_map,
+                "best_at": self.best_at,
                 "window": dict(self.window),
                 "window_steps": self.window_steps,
                 "collapsed_for": self.collapsed_for,
@@ -651,20 +738,29 @@ class _Trainer:
             made_by=dict(made_by),
         )
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+    def restore(self, checkpoint: Checkpoint, run: RunDir) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: it lacks something, or something does not fit.
+        """
+        source = run.checkpoint_file(checkpoint.iteration)
+        progress = checkpoint.progress
         for name, network in self._networks().items():
-            network.load_state_dict(checkpoint.networks[name])
-        for name, optimizer in self._optimizers().items():
-            optimizer.load_state_dict(checkpoint.optimizers[name])
-        self.scaler.load_state_dict(checkpoint.progress["scaler"])
-        self.runtime.set_rng_state(checkpoint.rng)
-        self.iteration = checkpoint.iteration
-        self.evaluated_at = checkpoint.progress["evaluated_at"]
-        self.best_map = checkpoint.progress["best_map"]
-        self.window = dict(checkpoint.progress["window"])
-        self.window_steps = checkpoint.progress["window_steps"]
-        self.collapsed_for = checkpoint.progress["collapsed_for"]
+            load_state(network, checkpoint.network(name, source=source), source)
+        with reading(source, CheckpointError, "a checkpoint to go on from", remedy="go on from an earlier one"):
+            for name, optimizer in self._optimizers().items():
+                optimizer.load_state_dict(checkpoint.optimizers[name])
+            self.scaler.load_state_dict(progress["scaler"])
+            self.runtime.set_rng_state(checkpoint.rng)
+            self.iteration = checkpoint.iteration
+            self.evaluated_at = int(progress["evaluated_at"])
+            self.best_map = None if progress["best_map"] is None else float(progress["best_map"])
+            self.last_map = None if progress.get("last_map") is None else float(progress["last_map"])
+            self.best_at = int(progress.get("best_at", 0))
+            self.window = {name: float(value) for name, value in progress["window"].items()}
+            self.window_steps = int(progress["window_steps"])
+            self.collapsed_for = int(progress["collapsed_for"])
 
     def _refuse_nonfinite(self, values: Mapping[str, float], lr: float, batch: Batch) -> None:
         for name, value in values.items():
@@ -775,7 +871,7 @@ def _load_teacher(run: Path, photographs: DatasetIndex, image_hw: tuple[int, int
     """A run's last network, in evaluation mode."""
     checkpoint = RunDir.open(run, "reid").load("last")
     fingerprint = checkpoint.made_by.get("index_fingerprint")
-    if fingerprint != photographs.fingerprint or checkpoint.made_by["num_ids"] != photographs.num_ids:
+    if fingerprint != photographs.fingerprint or checkpoint.num_ids(run) != photographs.num_ids:
         raise ExtraDataError(
             f"{run}: this teacher was trained on other pictures (fingerprint {fingerprint}, here "
             f"{photographs.fingerprint}); train it on the same data, without --extra-data"
@@ -787,47 +883,5 @@ def _load_teacher(run: Path, photographs: DatasetIndex, image_hw: tuple[int, int
             f"set image_hw=[{config.image_hw[0]},{config.image_hw[1]}]"
         )
     network = build_network(config.network, photographs.num_ids, load_weights=False)
-    network.load_state_dict(checkpoint.networks.get("average", checkpoint.networks["reid"]))
+    load_state(network, checkpoint.network("average", "reid", source=run), run)
     return network.eval().requires_grad_(False)
-
-
-def _refuse_poor_data(index: DatasetIndex) -> None:
-    if index.num_ids < 2:
-        raise DatasetError(
-            f"{index.root}: all {len(index)} training pictures are of one identity; telling people apart needs at "
-            "least 2; add pictures of others, or see reid-models check"
-        )
-    cameras = np.unique(index.camids)
-    if len(cameras) == 1 and cameras[0] != -1:
-        raise DatasetError(
-            f"{index.root}: all {len(index)} training pictures are from camera {cameras[0]}; recognising people "
-            "across cameras needs at least 2; add pictures of another camera"
-        )
-
-
-def _can_evaluate(data: DatasetIndex) -> bool:
-    """Whether there are queries to rank; says so when there are none.
-
-    Raises:
-        DatasetError: there are, but none can ever be answered.
-    """
-    if not {"query", "gallery"} <= set(data.splits):
-        logger.warning("%s: no query and gallery, so nothing is evaluated and no best checkpoint is kept", data.root)
-        return False
-    if not _answerable(data.split("query"), data.split("gallery")):
-        raise DatasetError(
-            f"{data.root}: no query has its person in the gallery under another camera, so nothing could be measured; "
-            "see reid-models check"
-        )
-    return True
-
-
-def _answerable(query: DatasetIndex, gallery: DatasetIndex) -> bool:
-    cameras_of: dict[int, set[int]] = {}
-    for record in gallery:
-        cameras_of.setdefault(record.pid, set()).add(record.camid)
-    return any(
-        cameras_of.get(record.pid, set()) - ({record.camid} - {-1})  # camera -1 is unknown and hides nothing
-        for record in query
-        if record.pid >= 0
-    )

@@ -404,23 +404,24 @@ def write_contents(contents: Mapping[Path, Any]) -> None:
                     raise OSError(f"PyTorch could not write it: {_first_line(str(error))}") from error
 
 
-def load_trunk_weights(trunk: nn.Module, source: str) -> None:
+def load_trunk_weights(trunk: nn.Module, source: str, *, setting: str = "network.weights") -> None:
     """Fill a trunk with weights from `source`: a file, "imagenet" (torchvision's ResNet-50, V1), or "none".
 
     The entries of a classifier (`fc.*`) are left out; everything else must match. "none" keeps the random weights.
+    `setting` is the one that holds `source`, for messages.
 
     Raises:
         WeightsError: no such file, it cannot be read or fetched, or its tensors are not the trunk's.
     """
     if source == "none":
-        logger.warning("the trunk starts from random weights (network.weights is none)")
+        logger.warning("the trunk starts from random weights (%s is none)", setting)
         return
     if source == "imagenet":
         if not isinstance(trunk, ResNet50Trunk):
             raise WeightsError(
-                "network.weights=imagenet: these weights are for trunk resnet50; set network.weights=none for another"
+                f"{setting}=imagenet: these weights are for trunk resnet50; set {setting}=none for another"
             )
-        file = _imagenet_file()
+        file = _imagenet_file(setting)
     else:
         file = Path(source)
         if not file.is_file():
@@ -432,7 +433,7 @@ def load_trunk_weights(trunk: nn.Module, source: str) -> None:
 _ANY_TRUNK = Published("trunk", "a trunk's weights", (("", ""),), unused=("fc.",))
 
 
-def _imagenet_file() -> Path:
+def _imagenet_file(setting: str) -> Path:
     """torchvision's file in the torch hub cache, fetched when missing, its checksum compared with its name."""
     from torchvision.models import ResNet50_Weights
 
@@ -448,7 +449,7 @@ def _imagenet_file() -> Path:
         except (URLError, OSError, RuntimeError) as error:
             raise WeightsError(
                 f"{file}: not there, and could not be fetched from {url} ({error}); put the file there, "
-                "or set network.weights to a file, or to none for random weights"
+                f"or set {setting} to a file, or to none for random weights"
             ) from None
     elif not file_fingerprint(file).startswith(checksum):
         raise WeightsError(f"{file}: damaged (its SHA-256 does not begin with {checksum}); remove it and run again")
