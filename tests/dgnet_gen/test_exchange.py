@@ -16,8 +16,8 @@ from dgnet_gen.cli import main
 from dgnet_gen.exchange import PublishedFolder, export_run, load_train_config
 from dgnet_gen.model import DGNet, NetworksConfig
 from dgnet_gen.plan import plan_training
-from dgnet_gen.published import published_tables
-from dgnet_gen.settings import DGNetTrainConfig, LossWeights
+from dgnet_gen.published import published_optimizer_layout, published_tables
+from dgnet_gen.settings import DGNetTrainConfig, LossWeights, OptimConfig
 from dgnet_gen.step import make_optimizers
 from dgnet_gen.training import train_dgnet
 from reid_eval.errors import OutputError
@@ -26,6 +26,7 @@ from reid_models.config import ConfigError, config_dict
 from reid_models.data.generated import read_manifest
 from reid_models.data.index import DatasetIndex
 from reid_models.data.synthetic import make_toy_dataset
+from reid_models.optimizers import load_optimizer_state
 from reid_models.runs import Checkpoint, CheckpointError, RunDir
 from reid_models.runtime import Runtime
 from reid_models.weights import WeightsError
@@ -426,6 +427,74 @@ def test_optimizer_states_belong_to_the_newest_iteration(sound):
 
 
 # Going on from a published training
+
+
+def write_optimizers(folder, layout, shapes):
+    """The states that the published program could have written beside them: numbers in the plain order of memory."""
+    generator, stored = torch.Generator().manual_seed(4), {}
+    for file, groups in layout.items():
+        state, written, count = {}, [], 0
+        for group in groups:
+            for place, name in enumerate(group, start=count):
+                if name.startswith("model.fc."):
+                    continue
+                kinds = ("momentum_buffer",) if file == "id" else ("exp_avg", "exp_avg_sq")
+                state[place] = {kind: torch.rand(shapes[name], generator=generator) for kind in kinds}
+                state[place] |= {} if file == "id" else {"step": 100_000}
+            written.append({"lr": 1e-4, "params": list(range(count, count + len(group)))})
+            count += len(group)
+        stored[file] = {"state": state, "param_groups": written}
+    torch.save(stored, folder / "checkpoints" / "optimizer.pt", _use_new_zipfile_serialization=False)
+    return stored
+
+
+def test_a_step_from_a_published_folder_is_the_step_of_the_formula(original):
+    folder = PublishedFolder.open(original)
+    model = folder.load(device="cpu")
+    layout = published_optimizer_layout(model)
+    tables = published_tables(model)
+    shapes = {name: slot.value.shape for table in tables.values() for name, slot in table.items()}
+    stored = write_optimizers(original, layout, shapes)
+    optimizers = make_optimizers(model, OptimConfig())
+    states = folder.optimizer_states(model, optimizers)
+    for network in model.networks().values():  # as a training lays them
+        network.to(torch.float64, memory_format=torch.channels_last)
+    for name, optimizer in optimizers.items():
+        load_optimizer_state(optimizer, states[name], source="original")
+    parameters = {
+        f"{network}.{key}": parameter
+        for network, part in model.networks().items()
+        for key, parameter in part.named_parameters()
+    }
+    generator, expected = torch.Generator().manual_seed(5), {}
+    for file, groups in layout.items():
+        names = [pair for group in groups for pair in group.items()]
+        for place, (theirs, ours) in enumerate(names):
+            if ours is None:
+                continue
+            weight = parameters[ours].detach().clone().contiguous()
+            drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            parameters[ours].grad = torch.empty_like(parameters[ours]).copy_(drawn)
+            state = {kind: torch.as_tensor(value).double() for kind, value in stored[file]["state"][place].items()}
+            gradient = drawn + 5e-4 * weight
+            if file == "id":
+                lr = 0.002 if theirs.startswith("model.") else 0.02
+                expected[ours] = weight - lr * (gradient + 0.9 * (0.9 * state["momentum_buffer"] + gradient))
+            else:  # Adam without a first moment: beta1 is 0
+                square = 0.999 * state["exp_avg_sq"] + 0.001 * gradient**2
+                unbiased = square / (1 - 0.999**100_001)
+                expected[ours] = weight - 1e-4 * gradient / (unbiased.sqrt() + 1e-8)
+    for optimizer in optimizers.values():
+        optimizer.step()
+    for name, value in expected.items():
+        torch.testing.assert_close(parameters[name].detach().contiguous(), value, rtol=1e-10, atol=1e-10)
+
+
+def test_exported_states_lie_as_the_published_program_writes_them(trained, tmp_path):
+    export_run(trained, "last", tmp_path / "ours")
+    stored = torch.load(tmp_path / "ours" / "checkpoints" / "optimizer.pt")
+    tensors = [value for entry in stored.values() for state in entry["state"].values() for value in state.values()]
+    assert all(value.is_contiguous() for value in tensors)
 
 
 @pytest.fixture(scope="module")

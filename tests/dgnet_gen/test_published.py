@@ -33,6 +33,7 @@ from dgnet_gen.published import (
 from dgnet_gen.settings import DGNetTrainConfig, OptimConfig
 from dgnet_gen.step import make_optimizers
 from reid_models.config import ConfigError, config_dict, config_from_dict, settings_difference
+from reid_models.optimizers import load_optimizer_state
 from reid_models.runs import CheckpointError
 
 # Names, shapes and types of the published files for Market-1501, and the order of their optimizers' parameters.
@@ -618,6 +619,8 @@ def test_steps_counted_by_an_integer_are_read():
 
 def test_going_on_in_our_optimizers_equals_going_on_in_theirs():
     model = filled()
+    for network in model.networks().values():
+        network.to(torch.float64, memory_format=torch.channels_last)
     tensors = {name: value.clone() for state in to_published(model).values() for name, value in state.items()}
     theirs, gradients = {}, torch.Generator().manual_seed(3)
     layout = published_optimizer_layout(model)
@@ -632,7 +635,7 @@ def test_going_on_in_our_optimizers_equals_going_on_in_theirs():
     trained = [name for groups in layout.values() for group in groups for name in group if "model.fc." not in name]
 
     def draw():
-        return {name: torch.randn(tensors[name].shape, generator=gradients) for name in trained}
+        return {name: torch.randn(tensors[name].shape, generator=gradients).double() for name in trained}
 
     def step_theirs(drawn):
         for name, gradient in drawn.items():
@@ -654,14 +657,14 @@ def test_going_on_in_our_optimizers_equals_going_on_in_theirs():
     states = optimizer_states_from_published(stored, model, optimizers, source="o.pt")
     drawn = draw()
     for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(states[name])
+        load_optimizer_state(optimizer, states[name], source="o.pt")
     for name, parameter in parameters.items():
-        parameter.grad = drawn[ours[name]].clone()
+        parameter.grad = torch.empty_like(parameter).copy_(drawn[ours[name]])
     for optimizer in optimizers.values():
         optimizer.step()
     step_theirs(drawn)
     for name, parameter in parameters.items():
-        torch.testing.assert_close(parameter.data, tensors[ours[name]].data)
+        torch.testing.assert_close(parameter.data, tensors[ours[name]].data, rtol=1e-10, atol=1e-10)
 
 
 def test_states_to_published_and_back_are_the_same():

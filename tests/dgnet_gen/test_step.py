@@ -446,6 +446,26 @@ def test_float16_without_a_finite_gradient_skips_and_then_gives_up():
         step(1, [make_batch()])
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_skipped_first_step_leaves_no_momentum(parts):
+    torch.use_deterministic_algorithms(True, warn_only=True)  # memory that nobody has written holds NaN
+    try:
+        step = make_step(dataclasses.replace(CONFIG, precision="fp16"))
+        step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        step(0, [make_batch()] * parts)
+        assert step.skipped == 1
+        for name in ("generator", "appearance"):
+            for state in step.optimizers[name].state.values():
+                assert all(not value.any() for value in state.values())
+        step.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        step(1, [make_batch()] * parts)
+        assert step.skipped == 0
+        for network in step.model.networks().values():
+            assert all(value.isfinite().all() for value in network.state_dict().values())
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_gives_nearly_the_same_terms(precision):
     config = dataclasses.replace(CONFIG, networks=CALM, erasing=0.0)

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from dgnet_gen.model import DGNet, NetworksConfig
 from dgnet_gen.networks.layers import ResidualBlock, SelfAttention
+from reid_eval.reading import reading
 from reid_models.config import ConfigError, config_dict
+from reid_models.optimizers import checked_states
 from reid_models.runs import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -540,37 +542,22 @@ def optimizer_states_from_published(
     """
     layout = published_optimizer_layout(model)
     names_of = _parameter_names(model)
-    shapes = {name: slot.value.shape for table in published_tables(model).values() for name, slot in table.items()}
     result = {}
     for file, ours in OPTIMIZERS.items():
         entry = stored.get(file)
         if not isinstance(entry, Mapping) or not {"state", "param_groups"} <= entry.keys():
             raise CheckpointError(f"{source}: no optimizer {file!r} (expected gen, id and dis, each with its states)")
-        sizes = [len(group["params"]) for group in entry["param_groups"]]
-        expected = [len(group) for group in layout[file]]
-        if sizes != expected:
-            raise CheckpointError(f"{source}: {file} has groups of {sizes} parameters, these networks have {expected}")
-        # PyTorch before 1.6 wrote numbers of its own as keys; in a group they always lie in order.
-        positions = [position for group in entry["param_groups"] for position in group["params"]]
+        with reading(source, CheckpointError, "a published optimizer.pt"):
+            # PyTorch before 1.6 wrote numbers of its own as keys; in a group they always lie in order.
+            positions = [list(group["params"]) for group in entry["param_groups"]]
+            sizes, expected = ([len(group) for group in groups] for groups in (positions, layout[file]))
+            if sizes != expected:
+                raise CheckpointError(
+                    f"{source}: {file} has groups of {sizes} parameters, these networks have {expected}"
+                )
+            found = [entry["state"].get(position) for group in positions for position in group]
         names = [(theirs, name) for group in layout[file] for theirs, name in group.items()]
-        states = {}
-        for position, (theirs, name) in zip(positions, names, strict=True):
-            state = entry["state"].get(position)
-            if name is None or not state:
-                continue
-            for kind, value in state.items():
-                if isinstance(value, Tensor) and value.ndim and value.shape != shapes[theirs]:
-                    raise CheckpointError(
-                        f"{source}: {kind} of {theirs} in {file} is {tuple(value.shape)}, "
-                        f"not {tuple(shapes[theirs])}; this file is of other networks"
-                    )
-                if isinstance(value, Tensor) and not value.isfinite().all():
-                    raise CheckpointError(f"{source}: {kind} of {theirs} in {file} holds NaN or infinity")
-            states[name] = {
-                kind: torch.tensor(float(value)) if kind == "step" else value
-                for kind, value in state.items()
-                if value is not None
-            }
+        states = {name: state for (_, name), state in zip(names, found, strict=True) if name is not None and state}
         without = [name for _, name in names if name is not None and name not in states]
         if file != "id" and states and without:
             raise CheckpointError(
@@ -578,9 +565,19 @@ def optimizer_states_from_published(
             )
         optimizer = optimizers[ours]
         own = [names_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+        groups = optimizer.state_dict()["param_groups"]
+        named = {"state": {place: states[name] for place, name in enumerate(own) if name in states}}
+        told = {name: f"{theirs} in {file}" for theirs, name in names}
+        checked = checked_states(
+            optimizer, named | {"param_groups": groups}, source=source, names=[told[name] for name in own]
+        )
         result[ours] = {
-            "state": {position: states[name] for position, name in enumerate(own) if name in states},
-            "param_groups": optimizer.state_dict()["param_groups"],
+            "state": {
+                place: {kind: torch.tensor(float(value)) if kind == "step" else value for kind, value in state.items()}
+                for place, state in enumerate(checked)
+                if state
+            },
+            "param_groups": groups,
         }
     return result
 
@@ -618,7 +615,10 @@ def optimizer_states_to_published(
             saved, fresh = group_of[next(name for name in group.values() if name is not None)]
             for number, name in enumerate(group.values(), start=count):
                 if name is not None and (own := ours["state"].get(position_of[name])):
-                    state[number] = dict(own)
+                    state[number] = {
+                        kind: value.cpu().contiguous() if isinstance(value, Tensor) else value
+                        for kind, value in own.items()
+                    }
             values = {"lr": saved["lr"], **{name: saved[name] for name in hyper[file]}, "initial_lr": fresh["lr"]}
             written.append(values | {"params": list(range(count, count + len(group)))})
             count += len(group)

@@ -37,6 +37,7 @@ from dgnet_gen.settings import DGNetTrainConfig, LossWeights, OptimConfig
 from dgnet_gen.teacher import Teacher
 from reid_models.checkpoints import DivergedError
 from reid_models.data.transforms import random_erasing, random_tone, to_gray
+from reid_models.optimizers import guarded
 from reid_models.runtime import Runtime
 
 MOST_SKIPPED = 50
@@ -434,22 +435,18 @@ def make_optimizers(model: DGNet, optim: OptimConfig) -> dict[str, torch.optim.O
     ]
     encoder = model.appearance_encoder
     lr_head = optim.lr_appearance * optim.head_lr_factor
-    return {
+    appearance = [
+        {"params": list(encoder.trunk.parameters()), "lr": optim.lr_appearance},
+        {"params": list(encoder.primary.parameters()), "lr": lr_head},
+        {"params": list(encoder.fine.parameters()), "lr": lr_head},
+    ]
+    sgd: dict[str, Any] = {"momentum": optim.momentum, "nesterov": optim.momentum > 0, "fused": True}
+    optimizers: dict[str, torch.optim.Optimizer] = {
         "generator": torch.optim.Adam(generator, lr=optim.lr_generator, **adam),
         "discriminator": torch.optim.Adam(model.discriminator.parameters(), lr=optim.lr_discriminator, **adam),
-        "appearance": torch.optim.SGD(
-            [
-                {"params": list(encoder.trunk.parameters()), "lr": optim.lr_appearance},
-                {"params": list(encoder.primary.parameters()), "lr": lr_head},
-                {"params": list(encoder.fine.parameters()), "lr": lr_head},
-            ],
-            lr=optim.lr_appearance,
-            momentum=optim.momentum,
-            weight_decay=optim.weight_decay,
-            nesterov=optim.momentum > 0,
-            fused=True,
-        ),
+        "appearance": torch.optim.SGD(appearance, lr=optim.lr_appearance, weight_decay=optim.weight_decay, **sgd),
     }
+    return {name: guarded(optimizer) for name, optimizer in optimizers.items()}
 
 
 def lr_factor(iteration: int, optim: OptimConfig, gamma: float) -> float:

@@ -40,6 +40,7 @@ from reid_models.checkpoints import Checkpoint, CheckpointError, finite_states
 from reid_models.config import ConfigError, config_dict, settings_difference
 from reid_models.data.index import DatasetIndex
 from reid_models.data.transforms import eval_transform
+from reid_models.optimizers import load_optimizer_state
 from reid_models.runs import RunDir
 from reid_models.runtime import Runtime
 from reid_models.saving import Saver
@@ -334,7 +335,10 @@ class _Trainer:
         for model in (self.model, self.step.average):
             model.load_networks(states, source="published folder")
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(optimizer_states[name])
+            # A head that the published training had no teacher for may begin to learn now.
+            load_optimizer_state(
+                optimizer, optimizer_states[name], source=f"published folder, optimizer {name}", may_begin=True
+            )
         self.iteration = self.recorded_at = published.iteration
 
     def restore(self, checkpoint: Checkpoint, source: str) -> None:
@@ -356,7 +360,7 @@ class _Trainer:
         progress = checkpoint.progress
         with reading(source, CheckpointError, "a checkpoint to go on from", remedy="go on from an earlier one"):
             for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(checkpoint.optimizers[name])
+                load_optimizer_state(optimizer, checkpoint.optimizers[name], source=f"{source}: optimizer {name}")
             self.runtime.set_rng_state(checkpoint.rng)
             self.step.scaler.load_state_dict(progress["scaler"])
             self.step.skipped = int(progress["skipped"])

@@ -47,6 +47,7 @@ from reid_models.networks import MGN, PCB, Baseline, ReidNetwork
 from reid_models.networks.mgn import parse_granularities
 from reid_models.networks.pooling import PoolKind
 from reid_models.networks.resnet import TrunkName, make_trunk
+from reid_models.optimizers import guarded, load_optimizer_state
 from reid_models.runs import Checkpoint, RunDir
 from reid_models.runtime import Precision, Runtime
 from reid_models.saving import Saver
@@ -750,7 +751,7 @@ class _Trainer:
             load_state(network, checkpoint.network(name, source=source), source)
         with reading(source, CheckpointError, "a checkpoint to go on from", remedy="go on from an earlier one"):
             for name, optimizer in self._optimizers().items():
-                optimizer.load_state_dict(checkpoint.optimizers[name])
+                load_optimizer_state(optimizer, checkpoint.optimizers[name], source=f"{source}: optimizer {name}")
             self.scaler.load_state_dict(progress["scaler"])
             self.runtime.set_rng_state(checkpoint.rng)
             self.iteration = checkpoint.iteration
@@ -783,24 +784,26 @@ def make_optimizer(network: ReidNetwork, config: OptimConfig) -> torch.optim.Opt
     head = [parameter for parameter in network.parameters() if id(parameter) not in in_trunk]
     groups = [{"params": trunk, "lr": config.lr * config.trunk_lr_factor}, {"params": head, "lr": config.lr}]
     betas, decay, eps = (config.beta1, config.beta2), config.weight_decay, config.eps
+    optimizer: torch.optim.Optimizer
     match config.kind:
         case "adam":
-            return torch.optim.Adam(
+            optimizer = torch.optim.Adam(
                 groups, betas=betas, eps=eps, weight_decay=decay, amsgrad=config.amsgrad, fused=True
             )
         case "adamw":
-            return torch.optim.AdamW(
+            optimizer = torch.optim.AdamW(
                 groups, betas=betas, eps=eps, weight_decay=decay, amsgrad=config.amsgrad, fused=True
             )
         case "nadam":
-            return torch.optim.NAdam(groups, betas=betas, eps=eps, weight_decay=decay)
+            optimizer = torch.optim.NAdam(groups, betas=betas, eps=eps, weight_decay=decay)
         case "rmsprop":
-            return torch.optim.RMSprop(groups, eps=eps, weight_decay=decay, momentum=config.momentum)
+            optimizer = torch.optim.RMSprop(groups, eps=eps, weight_decay=decay, momentum=config.momentum)
         case "sgd":
-            return torch.optim.SGD(
+            optimizer = torch.optim.SGD(
                 groups, momentum=config.momentum, dampening=config.dampening, weight_decay=decay,
-                nesterov=config.nesterov, fused=True,
+                nesterov=config.nesterov, fused=config.dampening == 0,
             )  # fmt: skip
+    return guarded(optimizer)
 
 
 def _metric_dims(config: NetworkConfig) -> tuple[int, ...]:
