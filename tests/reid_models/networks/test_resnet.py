@@ -37,6 +37,42 @@ def test_the_resnet_trunk_takes_torchvisions_weights_and_gives_its_feature_map()
         torch.testing.assert_close(theirs.fc(pooled), theirs(images))
 
 
+def test_a_seed_gives_the_weights_of_torchvisions_network():
+    torch.manual_seed(3)
+    theirs = torchvision.models.resnet50(weights=None).state_dict()
+    after = torch.rand(4)
+    for last_stride in (2, 1):
+        torch.manual_seed(3)
+        ours = make_trunk("resnet50", last_stride=last_stride).state_dict()
+        assert torch.equal(torch.rand(4), after), "whoever draws next draws the same"
+        assert [*ours, "fc.weight", "fc.bias"] == list(theirs)
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_gradients_are_those_of_torchvisions_network():
+    theirs = torchvision.models.resnet50(weights=None).double()
+    ours = make_trunk("resnet50", last_stride=2).double()
+    ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
+    images = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theirs.fc = torch.nn.Identity()
+    ours(images).mean((2, 3)).square().sum().backward()
+    theirs(images).square().sum().backward()
+    for (name, found), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, msg=name)
+
+
+def test_neither_training_nor_extraction_waits_for_torchvision():
+    program = (
+        "import sys\n"
+        "import reid_models.training, reid_models.extraction, dgnet_gen.training, dgnet_gen.generation\n"
+        "from reid_models.networks.resnet import make_trunk\n"
+        "make_trunk('resnet50')\n"
+        "print([name for name in ('torchvision', 'torch._dynamo') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_the_last_stride_changes_no_state_key():
     keys = [list(make_trunk("resnet50", last_stride=stride).state_dict()) for stride in (1, 2)]
     assert keys[0] == keys[1]

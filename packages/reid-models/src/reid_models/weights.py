@@ -433,15 +433,18 @@ def load_trunk_weights(trunk: nn.Module, source: str, *, setting: str = "network
 _ANY_TRUNK = Published("trunk", "a trunk's weights", (("", ""),), unused=("fc.",))
 
 
+_IMAGENET_FILE = "resnet50-0676ba61.pth"
+"""torchvision's IMAGENET1K_V1; the digits are the beginning of its SHA-256"""
+
+
 def _imagenet_file(setting: str) -> Path:
     """torchvision's file in the torch hub cache, fetched when missing, its checksum compared with its name."""
-    from torchvision.models import ResNet50_Weights
-
-    url = ResNet50_Weights.IMAGENET1K_V1.url
-    name = url.rsplit("/", 1)[1]
-    file = Path(torch.hub.get_dir()) / "checkpoints" / name
-    checksum = name.rsplit("-", 1)[1].removesuffix(".pth")
+    file = Path(torch.hub.get_dir()) / "checkpoints" / _IMAGENET_FILE
+    checksum = _IMAGENET_FILE.rsplit("-", 1)[1].removesuffix(".pth")
     if not file.is_file():
+        from torchvision.models import ResNet50_Weights  # which takes seconds to import
+
+        url = ResNet50_Weights.IMAGENET1K_V1.url
         logger.warning("fetching ImageNet weights (98 MB): %s -> %s", url, file)
         file.parent.mkdir(parents=True, exist_ok=True)
         try:

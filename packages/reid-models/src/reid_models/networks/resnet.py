@@ -15,7 +15,6 @@ from collections import OrderedDict
 from typing import Any, Literal
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 TrunkName = Literal["resnet50", "resnet50_ibn_a", "small"]
@@ -33,6 +32,38 @@ def make_trunk(name: TrunkName, *, last_stride: int = 1, width: int = 16) -> Tru
     raise ValueError(f"trunk must be 'resnet50', 'resnet50_ibn_a' or 'small', got {name!r}")
 
 
+class _Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the stride is the second's (He et al. 2016, as v1.5)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        out_channels, downsample = 4 * channels, None
+        if stride != 1 or in_channels != out_channels:
+            downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1: nn.Module = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
+
+
+def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = (_Bottleneck(4 * channels, channels, 1) for _ in range(blocks - 1))
+    return nn.Sequential(_Bottleneck(in_channels, channels, stride), *rest)
+
+
 class _ResNet50(nn.Module):
     num_features = 2048
 
@@ -40,12 +71,19 @@ class _ResNet50(nn.Module):
         super().__init__()
         if last_stride not in (1, 2):
             raise ValueError(f"last_stride must be 1 or 2, got {last_stride}")
-        resnet = torchvision.models.resnet50(weights=None)
-        if last_stride == 1:
-            resnet.layer4[0].conv2.stride = (1, 1)
-            resnet.layer4[0].downsample[0].stride = (1, 1)
-        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = _stage(64, 64, 3, stride=1)
+        self.layer2 = _stage(256, 128, 4, stride=2)
+        self.layer3 = _stage(512, 256, 6, stride=2)
+        self.layer4 = _stage(1024, 512, 3, stride=last_stride)
+        # Drawn and thrown away: with torchvision's classifier a seed gives the weights that its network has.
+        nn.Linear(2048, 1000)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
@@ -59,7 +97,8 @@ class _ResNet50(nn.Module):
 
     def branch(self, stride: int) -> nn.Sequential:
         """A copy of the rest, (B, 1024, H/16, W/16) to (B, 2048, ...), whose layer4 has this stride."""
-        layer3, layer4 = copy.deepcopy(nn.Sequential(*self.layer3[1:])), copy.deepcopy(self.layer4)
+        layer3 = copy.deepcopy(nn.Sequential(*self.layer3[1:]))
+        layer4: Any = copy.deepcopy(self.layer4)
         layer4[0].conv2.stride = layer4[0].downsample[0].stride = (stride, stride)
         return nn.Sequential(OrderedDict(layer3=layer3, layer4=layer4))
 
