@@ -105,7 +105,7 @@ def test_a_table_is_a_plan_and_its_mistakes_are_named_with_their_line(index, tmp
     plan = plan_generation(index, kind=str(table))
     assert [(row.structure.path, row.appearance.path) for row in plan] == [(first, first), (first, second)]
     for text, told in (
-        ("pose,clothes\n", "expected the columns structure,appearance"),
+        ("pose,clothes\n", "no column structure, appearance, found pose, clothes"),
         ("structure,appearance\n", "no rows"),
         (f"structure,appearance\n{first.name},nobody.jpg\n", r"line 2: no training picture 'nobody\.jpg'"),
         (f"structure,appearance\n{first.name},{first.name}\n{first.name},{first.name}\n", "line 3: this pair"),
