@@ -215,7 +215,8 @@ def test_sixteen_bits_are_some_grey_levels_off_and_depend_on_no_neighbour(model,
     painter = Painter(model, index.paths, runtime=Runtime.for_inference("cpu", half=True))
     rounded = np.stack(list(painter.paint(pairs)))
     assert np.abs(rounded.astype(int) - exact).mean() < 1
-    assert (rounded != exact).any()
+    if able:  # maps are rounded then, whatever the processor; products only where it has the arithmetic
+        assert (rounded != exact).any()
     assert all(np.array_equal(next(painter.paint(pairs[row : row + 1])), rounded[row]) for row in range(0, 9, 4))
 
 
