@@ -164,13 +164,13 @@ def test_a_disk_that_fills_up_while_generating_keeps_what_was_made_and_can_be_fi
     monkeypatch.setattr(os, "fsync", full_after_four)
     refuses(dgnet_gen(*arguments), "No space left on device", "nothing that existed was changed")
     made = files_below(out)
-    assert len(made) == 4  # card, manifest and two pictures, and no half one
+    assert len(made) == 5  # card, manifest, records and two pictures, and no half one
     monkeypatch.setattr(os, "fsync", sync)
     assert dgnet_gen(*arguments).exit_code == 0
-    (card,) = (name for name in made if name.name == "card.json")
-    del made[card]  # which says now that all pictures are there
+    for name in ("card.json", "pictures.csv"):  # which say now that all pictures are there
+        del made[out / name]
     assert files_below(out).items() >= made.items()
-    assert len(files_below(out)) == 14
+    assert len(files_below(out)) == 15
 
 
 def test_a_disk_that_fills_up_while_training_keeps_the_checkpoint_before(sound, tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 
@@ -14,6 +15,11 @@ from reid_models.data.synthetic import ToyWorldError, draw, load_toy_records, ma
 from reid_models.data.transforms import resize_pixels
 
 SIZE = (64, 32)
+CARD = {
+    "format": 2, "kind": "dgnet-generation", "checkpoint": "hand-made", "iteration": 0, "plan": "random", "seed": 0,
+    "image_hw": list(SIZE), "grouping": "appearance", "image_format": "png", "quality": None, "precision": "fp32",
+    "data": ".", "complete": True,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +30,15 @@ def toy(tmp_path_factory):
 def pretend(folder, toy, paint):
     """A generated folder of six swaps whose pictures are whatever `paint(appearance name, structure name)` gives."""
     index = DatasetIndex.open(toy).split("train_all")
-    card = {"format": 2, "checkpoint": "hand-made", "iteration": 0, "seed": 0}
     rows = [",".join(COLUMNS)]
     for number in range(6):
         look, pose = index[number], index[(number + 5) % len(index)]
         name = f"{look.pid:04d}/{number}.png"
         save_image(folder / name, paint(look.path.name, pose.path.name))
         rows.append(f"{name},{pose.path.name},{look.path.name},{pose.pid},{look.pid},1,1,1")
-    (folder / "card.json").write_text(json.dumps(card))
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    digest = hashlib.sha256((folder / "manifest.csv").read_bytes()).hexdigest()
+    (folder / "card.json").write_text(json.dumps(CARD | {"images": 6, "manifest_sha256": digest}))
     return folder
 
 

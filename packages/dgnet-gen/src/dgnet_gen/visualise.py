@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dgnet_gen.generation import Writing, generate
+from dgnet_gen.generation import PLAIN, Writing, generate
 from dgnet_gen.generation_plan import GenerationPlan
 from dgnet_gen.model import Codes, DGNet
 from dgnet_gen.networks.decoder import mix
@@ -234,7 +234,7 @@ def one_by_one(
     appearances: Sequence[Path | str],
     out: Path | str,
     *,
-    writing: Writing | None = None,
+    writing: Writing = PLAIN,
 ) -> Path:
     """Every appearance in every structure, a file each, with a manifest; returns the manifest's path.
 
@@ -252,7 +252,7 @@ def one_by_one(
         sorted({row_of[Path(os.path.abspath(path))] for path in paths}) for paths in (structures, appearances)
     )
     pairs = np.array([(structure, appearance) for structure in down for appearance in across], np.int32)
-    return generate(model, GenerationPlan(index, pairs, "one-by-one", 0), out, writing=writing or Writing())
+    return generate(model, GenerationPlan(index, pairs, "one-by-one", 0), out, writing=writing)
 
 
 def save_animation(file: Path | str, frames: Sequence[np.ndarray]) -> None:

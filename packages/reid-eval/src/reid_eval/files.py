@@ -309,10 +309,12 @@ def save_image(file: Path | str, pixels: np.ndarray, *, quality: int = 95, maker
         Image.fromarray(pixels).save(part, format=kind, **options)
 
 
-def fingerprint(parts: Iterable[bytes | memoryview | str | tuple[int, Iterable[memoryview]]]) -> str:
+def fingerprint(
+    parts: Iterable[bytes | memoryview | str | tuple[int, Iterable[memoryview]]], *, digits: int = 16
+) -> str:
     """A short stable hash (16 hex digits of SHA-256) of a sequence of texts or byte strings.
 
-    A byte string may come in pieces: its length, then the pieces.
+    A byte string may come in pieces: its length, then the pieces. All `digits` of the hash are 64.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -322,7 +324,7 @@ def fingerprint(parts: Iterable[bytes | memoryview | str | tuple[int, Iterable[m
         digest.update(length.to_bytes(8, "little"))
         for piece in pieces:
             digest.update(piece)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:digits]
 
 
 def file_fingerprint(path: Path | str) -> str:
