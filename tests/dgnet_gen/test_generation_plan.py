@@ -91,6 +91,26 @@ def test_a_row_that_is_none_is_one_line(tmp_path, row):
         plan_generation(index_of([1, 1, 2, 2]), kind=str(tmp_path / "wishes.csv"))
 
 
+def test_nothing_that_is_in_a_table_is_more_than_one_line(tmp_path):
+    rng, table, index = np.random.default_rng(0), tmp_path / "wishes.csv", index_of([1, 1, 2, 2])
+    told = []
+    for _ in range(1500):
+        content = bytearray(TABLES[str(rng.choice(list(TABLES)))])
+        for _ in range(rng.integers(1, 5)):
+            place = int(rng.integers(0, len(content) + 1))
+            if rng.integers(2):
+                content[place : place + int(rng.integers(0, 9))] = bytes(rng.integers(0, 256, rng.integers(0, 4)))
+            else:
+                content[place:place] = bytes(rng.choice([b",", b'"', b"\n", b"\0", b"\xff\xfe", b"structure", b"\r"]))
+        table.write_bytes(content)
+        try:
+            plan_generation(index, kind=str(table))
+        except DatasetError as error:
+            told.append(str(error))
+    assert len(told) > 700
+    assert all("wishes.csv" in line and "\n" not in line for line in told)
+
+
 def test_names_too_long_for_a_file_are_shortened_and_stay_apart():
     plan = plan_generation(index_of([1, 2, 3], suffix="x" * 140 + ".jpg"), kind="all-pairs")
     names = [plan.file(position, ".png") for position in range(len(plan))]

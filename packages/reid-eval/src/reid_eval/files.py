@@ -302,11 +302,16 @@ def save_image(file: Path | str, pixels: np.ndarray, *, quality: int = 95, maker
         raise OutputError(f"{file}: images are written as .png, .jpg, .webp or .bmp, not {suffix or 'without suffix'}")
     options: dict[str, object] = {"quality": quality} if kind in ("JPEG", "WEBP") else {}
     if maker:
-        exif = Image.Exif()
-        exif[_EXIF_SOFTWARE] = f"made by {maker}"
-        options["exif"] = exif
+        options["exif"] = made_by(maker)
     with atomic_path(file) as part:
         Image.fromarray(pixels).save(part, format=kind, **options)
+
+
+def made_by(maker: str) -> Image.Exif:
+    """The Exif block of a picture that says which command made it."""
+    exif = Image.Exif()
+    exif[_EXIF_SOFTWARE] = f"made by {maker}"
+    return exif
 
 
 def fingerprint(

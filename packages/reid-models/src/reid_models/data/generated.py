@@ -16,7 +16,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,19 +226,18 @@ def _missing(file: Path | str) -> str | None:
     return None if state.st_size else "is empty"
 
 
-def faulty_pictures(
-    folder: Path | str, card: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[Path, str]]:
-    """The pictures of a manifest that are not as they were made, each with what is wrong.
+def refuse_faulty_pictures(folder: Path | str, card: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """See that the pictures of a manifest are as they were made. All are read, so one that was replaced is found too.
 
-    Every picture is read, so that one which was replaced is found too.
+    Raises:
+        ManifestError: one is not; says what is wrong with it.
     """
     records = read_records(folder) if is_sealed(card) else None
     for number, row in enumerate(track(rows, "checking generated pictures")):
         file = Path(folder, row["file"])
         fault = _missing(file) if records is None else record_of(file, records.get(number, ()))
         if isinstance(fault, str):
-            yield file, fault
+            raise ManifestError(f"{file}: {fault}; run the same 'dgnet-gen generate' again, which makes it anew")
 
 
 def generated_index(folder: Path | str) -> DatasetIndex:
@@ -251,7 +250,6 @@ def generated_index(folder: Path | str) -> DatasetIndex:
     card, rows = read_manifest(folder)
     if not card["complete"]:
         raise ManifestError(f"{folder}: not finished; run the same 'dgnet-gen generate' again")
-    if found := next(faulty_pictures(folder, card, rows), None):
-        raise ManifestError(f"{found[0]}: {found[1]}; run the same 'dgnet-gen generate' again, which makes it anew")
+    refuse_faulty_pictures(folder, card, rows)
     records = [ImageRecord(folder / row["file"], row["appearance_pid"], row["camid"], "train") for row in rows]
     return DatasetIndex(folder, "generated", tuple(records))
