@@ -343,6 +343,13 @@ def test_numbers_that_are_none_are_one_line(sound, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_time_limit_leaves_with_75_and_the_same_command_goes_on(sound, tmp_path):
+    arguments = ("generate", "--run", sound / "run", "--out", tmp_path / "fake")
+    result = dgnet_gen(*arguments, "--max-hours", 1e-9)
+    assert (result.exit_code, "--max-hours 1e-09 reached" in result.stderr) == (75, True), result.output
+    assert dgnet_gen(*arguments).exit_code == 0
+
+
 def test_a_name_steers_no_terminal(sound, tmp_path):
     out = tmp_path / "a\x1b]0;mine\x07.png"
     result = dgnet_gen("swap", "--run", sound / "run", "--rows", 2, "--out", out)
