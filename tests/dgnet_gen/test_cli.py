@@ -274,6 +274,26 @@ def test_an_input_is_never_written_to(sound, tmp_path):
     assert files_below(tmp_path) == before | {tmp_path / "link.png": a.read_bytes()}
 
 
+def test_an_output_is_refused_before_any_work(tmp_path):
+    drawing(tmp_path / "sheet.png")
+    nowhere = ("--run", tmp_path / "nowhere", "--out", tmp_path / "sheet.png")
+    for arguments in (*((command, *nowhere) for command in SHEETS), ("regenerate", "fake", "x.png", *nowhere)):
+        refused = "no run here" if arguments[0] == "regenerate" else "sheet.png: exists"  # known once it is made
+        refuses(dgnet_gen(*arguments), refused)
+    truth = ("swap-truth", tmp_path / "nowhere", "--toy", tmp_path / "nowhere")
+    refuses(dgnet_gen(*truth, "--sheet", tmp_path / "sheet.png"), "sheet.png: exists")
+    (tmp_path / "swap_truth_gain_db.json").write_text("{}")
+    refuses(dgnet_gen(*truth, "--out", tmp_path), "swap_truth_gain_db.json: exists")
+
+
+def test_an_earlier_sheet_that_is_picked_as_a_picture_is_an_input(sound, tmp_path):
+    save_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8), maker="dgnet-gen swap")
+    before = files_below(tmp_path)
+    arguments = ("swap", "--run", sound / "run", "--images", tmp_path, "--rows", 1, "--cols", 1)
+    refuses(dgnet_gen(*arguments, "--out", tmp_path / "a.png"), "a.png: is read by this command")
+    assert files_below(tmp_path) == before
+
+
 def test_a_link_as_out_is_followed(sound, tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "disk.png")
     for _ in range(2):
