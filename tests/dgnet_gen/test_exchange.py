@@ -370,6 +370,13 @@ def test_an_export_replaces_nothing_unasked(trained, tmp_path):
     assert DGNet.load(tmp_path / "ours", device="cpu").iteration == 2
 
 
+def test_an_export_never_replaces_what_it_reads(trained):
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    with pytest.raises(OutputError, match="which this command reads"):
+        export_run(trained, "last", trained, overwrite=True)
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
 def test_a_disk_that_fills_up_leaves_no_half_export(trained, tmp_path, monkeypatch):
     save, written = torch.save, []
 

@@ -69,6 +69,21 @@ def test_products_are_the_published_scores_up_to_a_factor(run, data, alpha, weig
     np.testing.assert_allclose(np.linalg.norm(found.features, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0, -1.0])
+def test_every_alpha_can_be_made_from_the_parts(run, data, alpha):
+    stored = extract_features(load_any(run, device="cpu", alpha="parts"), data)
+    places = stored.meta["parts"]
+    assert places == {"coarse": [0, 8], "fine": [8, 16]}
+    coarse, fine = (stored.features[:, slice(*places[name])].astype(float) for name in ("coarse", "fine"))
+    for part in (coarse, fine):
+        np.testing.assert_allclose(np.linalg.norm(part, axis=1), 1, atol=1e-6)
+    weighted = np.hstack([0 * coarse, fine] if alpha == -1 else [coarse, np.sqrt(alpha) * fine])
+    weighted /= np.linalg.norm(weighted, axis=1, keepdims=True)
+    found = extract_features(load_any(run, device="cpu", alpha=alpha), data)
+    np.testing.assert_allclose(found.features, weighted, atol=1e-6)
+    assert "parts" not in found.meta
+
+
 def test_the_command_extracts_from_a_run_of_dgnet_without_naming_its_data(run):
     result = reid_models("extract", "--run", run, "--device", "cpu", "--workers", 0)
     assert result.exit_code == 0, result.output
@@ -94,8 +109,9 @@ def test_one_head_has_nothing_to_weigh(run):
     model = DGNet(dataclasses.replace(NETWORKS, heads="one"), 4)
     runtime = Runtime.for_inference("cpu")
     assert DGNetEmbedder(model, runtime, alpha=None, run="x").alpha == 0
-    with pytest.raises(ConfigError, match="one head and nothing to weigh"):
-        DGNetEmbedder(model, runtime, alpha=0.5, run="x")
+    for alpha in (0.5, "parts"):
+        with pytest.raises(ConfigError, match=r"one head.* nothing to weigh"):
+            DGNetEmbedder(model, runtime, alpha=alpha, run="x")
 
 
 def test_what_is_no_dgnet_is_left_to_others(data, tmp_path):

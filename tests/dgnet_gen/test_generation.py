@@ -18,7 +18,7 @@ from dgnet_gen.generation_plan import plan_generation
 from dgnet_gen.model import Codes, DGNet, NetworksConfig
 from dgnet_gen.painter import UNIT, Painter
 from reid_eval.errors import OutputError
-from reid_eval.files import ImageError, list_images, read_pixels
+from reid_eval.files import ImageError, atomic_path, list_images, read_pixels
 from reid_models.data.generated import ManifestError, read_manifest
 from reid_models.data.index import DatasetError, DatasetIndex
 from reid_models.data.synthetic import make_toy_dataset
@@ -105,7 +105,7 @@ def test_a_table_is_a_plan_and_its_mistakes_are_named_with_their_line(index, tmp
     plan = plan_generation(index, kind=str(table))
     assert [(row.structure.path, row.appearance.path) for row in plan] == [(first, first), (first, second)]
     for text, told in (
-        ("pose,clothes\n", "expected the columns structure,appearance"),
+        ("pose,clothes\n", "no column structure, appearance, found pose, clothes"),
         ("structure,appearance\n", "no rows"),
         (f"structure,appearance\n{first.name},nobody.jpg\n", r"line 2: no training picture 'nobody\.jpg'"),
         (f"structure,appearance\n{first.name},{first.name}\n{first.name},{first.name}\n", "line 3: this pair"),
@@ -215,7 +215,8 @@ def test_sixteen_bits_are_some_grey_levels_off_and_depend_on_no_neighbour(model,
     painter = Painter(model, index.paths, runtime=Runtime.for_inference("cpu", half=True))
     rounded = np.stack(list(painter.paint(pairs)))
     assert np.abs(rounded.astype(int) - exact).mean() < 1
-    assert (rounded != exact).any()
+    if able:  # maps are rounded then, whatever the processor; products only where it has the arithmetic
+        assert (rounded != exact).any()
     assert all(np.array_equal(next(painter.paint(pairs[row : row + 1])), rounded[row]) for row in range(0, 9, 4))
 
 
@@ -277,14 +278,15 @@ def test_an_interrupted_generation_is_finished_without_making_anything_twice(mod
     before = (tmp_path / "fake" / kept).stat().st_mtime_ns
     for file in sorted(whole)[3:]:
         (tmp_path / "fake" / file).unlink()
-    half = tmp_path / "fake" / kept.replace("/", "/.").replace(".png", ".png.x8s.part")
-    half.write_bytes(b"half a picture")
-    generate(model, plan, tmp_path / "fake", part=(1, 2))
-    assert half.exists()  # it may be another process's
+    with atomic_path(tmp_path / "fake" / kept) as half:  # of a process that lives
+        generate(model, plan, tmp_path / "fake")
+        assert half.exists()
+        half.write_bytes(whole[kept])
+    (tmp_path / "fake" / kept).touch()
+    os.utime(tmp_path / "fake" / kept, ns=(before, before))
     generate(model, plan, tmp_path / "fake")
     assert pictures(tmp_path / "fake") == whole
     assert (tmp_path / "fake" / kept).stat().st_mtime_ns == before
-    assert not half.exists()
 
 
 KILLED_WHILE_WRITING = """
@@ -339,7 +341,7 @@ def test_a_folder_of_another_plan_is_refused_and_kept(model, index, tmp_path):
     with pytest.raises(OutputError, match=r"another plan.*grouping appearance -> structure"):
         generate(model, plan_generation(index, count=3), tmp_path / "new", by_structure=tmp_path / "fake")
     assert pictures(tmp_path / "fake") == before
-    assert not list((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_with_foreign_files_is_refused_and_kept(model, index, tmp_path):
@@ -399,7 +401,7 @@ def test_a_manifest_that_is_missing_or_damaged_is_named(model, index, tmp_path):
     with pytest.raises(ManifestError, match=r"no card\.json"):
         read_manifest(tmp_path)
     (tmp_path / "card.json").write_text('{"form')
-    with pytest.raises(ManifestError, match="damaged"):
+    with pytest.raises(ManifestError, match=r"card\.json: cannot be read"):
         read_manifest(tmp_path)
     (tmp_path / "card.json").write_text(json.dumps({"format": 9}) + "\n")
     with pytest.raises(ManifestError, match="format 9"):

@@ -34,6 +34,16 @@ def test_an_absent_file_may_be_written(tmp_path):
     assert names_in(tmp_path) == []
 
 
+def test_a_command_whose_name_begins_alike_is_another(tmp_path):
+    for maker, others in (
+        ("dgnet-gen smooth-structure", ["dgnet-gen smooth"]),
+        ("reid-eval rank --plot", ["reid-eval rank", "reid-eval rank --plots"]),
+    ):
+        save_image(tmp_path / "a.png", some_pixels(), maker=maker)
+        assert is_made_by(tmp_path / "a.png", maker)
+        assert not any(is_made_by(tmp_path / "a.png", other) for other in others)
+
+
 def test_a_file_of_somebody_else_is_refused_unless_asked_for(tmp_path):
     file = tmp_path / "curves.png"
     file.write_text("thesis")

@@ -1,5 +1,6 @@
 """Generated pictures in a training: which come into a batch, and what is said of them."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -33,6 +34,11 @@ TINY = {
     "eval_every": 2,
     "checkpoint_every": 1,
 }
+CARD = {
+    "format": 2, "kind": "dgnet-generation", "checkpoint": "hand-made", "iteration": 0, "plan": "random", "seed": 0,
+    "image_hw": [32, 16], "grouping": "appearance", "image_format": "png", "quality": None, "precision": "fp32",
+    "data": ".",
+}  # fmt: skip
 MGN = {
     "image_hw": [48, 16],
     "network": {"kind": "mgn", "trunk": "small", "width": 4, "weights": "none", "head_features": 8},
@@ -59,7 +65,8 @@ def pretend(folder, photographs, *, people=None, complete=True, shift_pid=0):
         save_image(folder / file, read_pixels(record.path) // 2)
         lines.append(f"{file},{other.path.name},{record.path.name},{other.pid},{pid},1,2,1")
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
-    card = {"format": 2, "checkpoint": "hand-made", "manifest_sha256": str(lines), "complete": complete}
+    digest = hashlib.sha256((folder / "manifest.csv").read_bytes()).hexdigest()
+    card = CARD | {"images": len(lines) - 1, "manifest_sha256": digest, "complete": complete}
     (folder / "card.json").write_text(json.dumps(card))
     return folder
 

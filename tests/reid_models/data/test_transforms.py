@@ -35,6 +35,14 @@ def test_pixels_outside_the_range_are_clipped():
     assert set(to_pixels(torch.full((1, 3, 2, 2), -100.0)).ravel()) == {0}
 
 
+def test_levels_are_rounded_or_cut_off():
+    levels = torch.tensor([0.4, 0.6, 99.9, 254.5001]).double()
+    mean, deviation = (torch.tensor(values).double()[:, None] for values in (MEAN, DEVIATION))
+    images = ((levels / 255 - mean) / deviation).float().view(1, 3, 2, 2)
+    assert to_pixels(images)[0, :, :, 0].ravel().tolist() == [0, 1, 100, 255]
+    assert to_pixels(images, levels="truncated")[0, :, :, 1].ravel().tolist() == [0, 0, 99, 254]
+
+
 def test_the_mean_colour_becomes_zero_and_one_deviation_becomes_one():
     unit = torch.tensor([MEAN, [m + d for m, d in zip(MEAN, DEVIATION, strict=True)]])
     pixels = (unit * 255).round().to(torch.uint8).numpy()[:, None, None, :]

@@ -6,17 +6,21 @@ Results go to stdout, progress and remarks to stderr. Heavy imports wait until a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import rich_click as click
+from click.core import ParameterSource
 
 from dgnet_gen import __version__
-from reid_eval.errors import user_errors
+from reid_eval.errors import printable, user_errors
 from reid_models.cli import SettingsCommand
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dgnet_gen.model import DGNet
     from reid_models.data.index import DatasetIndex
 
@@ -41,6 +45,7 @@ _format = click.option(
 _quality = click.option(
     "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg and webp."
 )
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace what is there, whatever it is, but no input.")
 _data = click.option(
     "--data", type=_PATH, help="The dataset; by default the one the run was trained on. A published folder needs it."
 )
@@ -176,10 +181,15 @@ def train(
     help="published, random, all-pairs, 'per-identity N', or a .csv with the columns structure,appearance.",
 )
 @click.option("--count", type=int, help="How many pictures; by default one per training picture.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Who meets whom.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Who meets whom.")
 @click.option("--estimate", "only_estimate", is_flag=True, help="Say how long it takes and how large it gets; stop.")
-@click.option("--format", "image_format", type=click.Choice(["png", "jpg", "webp"]), default="png", show_default=True)
-@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg and webp.")
+@_format
+@_quality
+@click.option(
+    "--published-pixels",
+    is_flag=True,
+    help="Grey levels and files as the published program's: levels cut off instead of rounded, JPEG of quality 75.",
+)
 @click.option(
     "--camera",
     type=click.Choice(["structure", "appearance", "unknown"]),
@@ -203,9 +213,12 @@ def train(
     help="MiB of appearances kept in memory; the others wait on disk.",
 )
 @click.option("--part", default="1/1", show_default=True, metavar="K/N", help="Make the K-th of N parts alone.")
+@click.option("--max-hours", type=float, help="Leave with exit code 75 after this many hours; what is made stays.")
 @_device
 @_json
+@click.pass_context
 def generate(
+    context: click.Context,
     run: Path,
     which_epoch: str,
     data: Path | None,
@@ -217,12 +230,14 @@ def generate(
     only_estimate: bool,
     image_format: Literal["png", "jpg", "webp"],
     quality: int,
+    published_pixels: bool,
     camera: Literal["structure", "appearance", "unknown"],
     half: bool,
     batch_size: int,
     workers: int,
     memory_mib: float,
     part: str,
+    max_hours: float | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -230,50 +245,65 @@ def generate(
 
     They lie in folders of the appearance's identity, with a manifest of both parents (manifest.csv) and a card
     (card.json) that names checkpoint, plan and seed. The same plan gives the same bytes, whatever --batch-size,
-    --workers and --part are. Run again to finish an interrupted generation.
+    --workers and --part are.
+
+    Stopped by a signal or --max-hours (exit code 75), or killed, it keeps what is made, and the same command goes on;
+    what has been lost, damaged or replaced since is made again. Parts may be made beside each other.
+
+    Pictures are rounded to grey levels and written as PNG. To compare with numbers that were measured on the published
+    program's pictures, make them as it does, with --published-pixels.
 
     \b
     Example:
       dgnet-gen generate --run runs/dgnet --which-epoch 100000
       dgnet-gen generate --run runs/dgnet --count 128307 --format jpg --estimate
-      dgnet-gen generate --run runs/dgnet --plan "per-identity 8" --out runs/dgnet/eight
+      dgnet-gen generate --run runs/dgnet --plan "per-identity 8" --out eight
     """
+    if published_pixels:
+        for name in ("image_format", "quality"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError("--published-pixels says format and quality: leave --format and --quality out")
     with user_errors():
-        from dgnet_gen.generation import Writing
+        from dgnet_gen.generation import PUBLISHED, Writing
         from dgnet_gen.generation import estimate as estimate_images
         from dgnet_gen.generation import generate as generate_images
         from dgnet_gen.generation_plan import plan_generation
+        from reid_eval.stopping import stoppable
+        from reid_models.config import ConfigError
         from reid_models.runtime import Runtime
 
+        if max_hours is not None and not max_hours > 0:
+            raise ConfigError(f"--max-hours: must be positive, got {max_hours:g}")
         share = _part(part)
-        model, index = _open(run, which_epoch, data, device)
-        plan = plan_generation(index.split("train_all"), count, kind=kind, seed=seed)
-        out = out or run / "fake" / f"{model.iteration:08d}"
-        writing = Writing(image_format, quality, camera)
-        runtime = Runtime.for_inference(str(model.device), half=half)
-        runtime.keep_freed_memory()
-        if only_estimate or len(plan) >= _WORTH_AN_ESTIMATE:
-            expected = estimate_images(model, plan, writing=writing, runtime=runtime, workers=workers)
-            if only_estimate:
-                click.echo(expected.to_json() if as_json else expected.to_text())
-                return
-            click.echo(expected.to_text(), err=True)
-            if not out.exists():
-                expected.refuse_full_disk(out)
-        manifest = generate_images(
-            model,
-            plan,
-            out,
-            by_structure=out_by_structure,
-            writing=writing,
-            runtime=runtime,
-            batch_size=batch_size,
-            workers=workers,
-            memory_mib=memory_mib,
-            part=share,
-        )
+        with stoppable(max_hours):
+            model, index = _open(run, which_epoch, data, device)
+            plan = plan_generation(index.split("train_all"), count, kind=kind, seed=seed)
+            out = out or run / "fake" / f"{model.iteration:08d}"
+            writing = replace(PUBLISHED, camera=camera) if published_pixels else Writing(image_format, quality, camera)
+            runtime = Runtime.for_inference(str(model.device), half=half)
+            runtime.keep_freed_memory()
+            if only_estimate or len(plan) >= _WORTH_AN_ESTIMATE:
+                expected = estimate_images(model, plan, writing=writing, runtime=runtime, workers=workers)
+                if only_estimate:
+                    click.echo(expected.to_json() if as_json else expected.to_text())
+                    return
+                click.echo(expected.to_text(), err=True)
+                if not out.exists():
+                    expected.refuse_full_disk(out)
+            manifest = generate_images(
+                model,
+                plan,
+                out,
+                by_structure=out_by_structure,
+                writing=writing,
+                runtime=runtime,
+                batch_size=batch_size,
+                workers=workers,
+                memory_mib=memory_mib,
+                part=share,
+            )
     summary = {"images": len(plan), "folder": str(out), "manifest": str(manifest), "checkpoint": model.checkpoint_id}
-    click.echo(json.dumps(summary) if as_json else f"{len(plan)} pictures in {out}")
+    click.echo(json.dumps(summary) if as_json else f"{len(plan)} pictures in {printable(str(out))}")
 
 
 _WORTH_AN_ESTIMATE = 1000
@@ -284,7 +314,7 @@ def _part(text: str) -> tuple[int, int]:
     from reid_models.config import ConfigError
 
     numbers = text.split("/")
-    if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+    if len(numbers) != 2 or not all(map(_is_number, numbers)):
         raise ConfigError(f"--part {text}: expected K/N, such as 1/4")
     number, parts = map(int, numbers)
     if not 1 <= number <= parts:
@@ -299,19 +329,32 @@ def _part(text: str) -> tuple[int, int]:
 @_which
 @click.option("--data", type=_PATH, help="The dataset, if it has moved since.")
 @click.option("--out", type=_PATH, required=True, help="The picture's file.")
+@_overwrite
 @_device
-def regenerate(folder: Path, file: str, run: Path, which_epoch: str, data: Path | None, out: Path, device: str) -> None:
+def regenerate(
+    folder: Path,
+    file: str,
+    run: Path,
+    which_epoch: str,
+    data: Path | None,
+    out: Path,
+    overwrite: bool,
+    device: str,
+) -> None:
     """Make one picture of a generated FOLDER again, byte for byte, from its manifest's row FILE.
+
+    An earlier picture of the same folder is replaced at --out, anything else with --overwrite alone.
 
     \b
     Example:
-      dgnet-gen regenerate fake 0002/0002_c1s1_000451_03__in__0007_c2s3_070952_01.png --run runs/dgnet --out again.png
+      dgnet-gen regenerate fake 0002/a__in__b.png --run runs/dgnet --out c.png
     """
     with user_errors():
         from dgnet_gen.generation import regenerate as make_again
 
-        make_again(_load(run, which_epoch, device), folder, file, data=data, to=out)
-    click.echo(out)
+        _claim(out, "regenerate", (run, data), overwrite=True)
+        make_again(_load(run, which_epoch, device), folder, file, data=data, to=out, overwrite=overwrite)
+    click.echo(printable(str(out)))
 
 
 _split = click.option("--split", help="Pick from this split alone, such as query; by default from all.")
@@ -319,7 +362,7 @@ _images = click.option(
     "--images", type=_PATH, help="In place of --data: a folder of pictures, however they are called."
 )
 _pids = click.option("--pids", metavar="2,7,...", help="Pick pictures of these people, in this order.")
-_seed = click.option("--seed", type=int, default=0, show_default=True, help="Of the picking.")
+_seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the picking.")
 _scale = click.option(
     "--scale", type=click.IntRange(1, 16), help="Enlarge the pictures; by default to at least 128 rows."
 )
@@ -336,6 +379,36 @@ _steps = click.option("--steps", type=click.IntRange(min=2), default=11, show_de
 _path = click.option(
     "--path", type=click.Choice(["spherical", "linear"]), default="spherical", show_default=True, help="Between codes."
 )
+
+
+_SHEETS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_FILMS = (".gif", ".webp", ".mp4")
+
+
+def _claim(
+    out: Path,
+    command: str,
+    inputs: Iterable[Path | None],
+    *,
+    overwrite: bool,
+    suffixes: Iterable[str] = _SHEETS,
+) -> None:
+    """See that a command may write a picture or a film there: nothing, or an earlier one of its own."""
+    from reid_eval.outputs import claim_file
+
+    read = [place for place in inputs if place is not None]
+    claim_file(out, f"dgnet-gen {command}", inputs=read, suffixes=suffixes, overwrite=overwrite)
+
+
+def _save(out: Path, pixels: np.ndarray, command: str, inputs: Iterable[Path | None], *, overwrite: bool) -> None:
+    """Write a sheet that says which command made it, with nobody else writing there."""
+    from reid_eval.files import save_image
+    from reid_eval.locks import locked
+
+    with locked(out, f"dgnet-gen {command}"):
+        _claim(out, command, inputs, overwrite=overwrite)
+        save_image(out, pixels, maker=f"dgnet-gen {command}")
+    click.echo(printable(str(out)))
 
 
 def _number(option: str, default: int, help_text: str) -> Callable[[F], F]:
@@ -357,6 +430,7 @@ def _number(option: str, default: int, help_text: str) -> Callable[[F], F]:
 @_scale
 @_labels
 @click.option("--out", type=_PATH, default=Path("swap.png"), show_default=True, help="The sheet, .png, .jpg or .webp.")
+@_overwrite
 @_device
 def swap(
     run: Path,
@@ -373,6 +447,7 @@ def swap(
     scale: int | None,
     labels: bool,
     out: Path,
+    overwrite: bool,
     device: str,
 ) -> None:
     """A sheet of people in each other's clothes: poses down the left, clothes across the top.
@@ -382,12 +457,12 @@ def swap(
     \b
     Example:
       dgnet-gen swap --run runs/dgnet --rows 6 --cols 8 --out swap.png
-      dgnet-gen swap --run runs/dgnet --structures a.jpg --appearances b.jpg --out swap.png
+      dgnet-gen swap --run runs/dgnet --structures a.jpg --appearances b.jpg
     """
     with user_errors():
         from dgnet_gen import visualise
-        from reid_eval.files import save_image
 
+        _claim(out, "swap", (run, data, images, *structures, *appearances), overwrite=overwrite)
         if structures and appearances:
             model = _load(run, which_epoch, device)
         else:
@@ -395,8 +470,8 @@ def swap(
             picked = visualise.pick_people(index, rows, cols, seed=seed, pids=_numbers(pids))
             structures, appearances = structures or tuple(picked[0]), appearances or tuple(picked[1])
         sheet = visualise.swap(model, structures, appearances)
-        save_image(out, sheet.pixels(scale or _scale_for(model), labels=labels))
-    click.echo(out)
+        pixels = sheet.pixels(scale or _scale_for(model), labels=labels)
+        _save(out, pixels, "swap", (run, data, images, *structures, *appearances), overwrite=overwrite)
 
 
 @main.command()
@@ -413,6 +488,7 @@ def swap(
 @_scale
 @_labels
 @click.option("--out", type=_PATH, default=Path("rainbow.png"), show_default=True, help="The sheet.")
+@_overwrite
 @_device
 def rainbow(
     run: Path,
@@ -428,6 +504,7 @@ def rainbow(
     scale: int | None,
     labels: bool,
     out: Path,
+    overwrite: bool,
     device: str,
 ) -> None:
     """The paper's first figure: the same people give poses, across the top, and clothes, down the left.
@@ -436,21 +513,21 @@ def rainbow(
 
     \b
     Example:
-      dgnet-gen rainbow --run runs/dgnet --rows 5 --cols 9 --seed 3 --out rainbow.png
-      dgnet-gen rainbow --run runs/dgnet --images photos
+      dgnet-gen rainbow --run runs/dgnet --rows 5 --cols 9 --seed 3
+      dgnet-gen rainbow --run runs/dgnet --images photos --out people.png
     """
     with user_errors():
         from dgnet_gen import visualise
-        from reid_eval.files import save_image
 
+        _claim(out, "rainbow", (run, data, images, *pictures), overwrite=overwrite)
         if pictures:
             model = _load(run, which_epoch, device)
         else:
             model, index = _open_pictures(run, which_epoch, data, split, images, device)
             pictures = tuple(visualise.pick_people(index, max(rows, cols), 0, seed=seed, pids=_numbers(pids))[0])
         sheet = visualise.rainbow(model, pictures, rows=rows, columns=cols)
-        save_image(out, sheet.pixels(scale or _scale_for(model), labels=labels))
-    click.echo(out)
+        pixels = sheet.pixels(scale or _scale_for(model), labels=labels)
+        _save(out, pixels, "rainbow", (run, data, images, *pictures), overwrite=overwrite)
 
 
 def _smooth_options(command: F) -> F:
@@ -464,14 +541,17 @@ def _smooth_options(command: F) -> F:
 @main.command()
 @_smooth_options
 @click.option("--out", type=_PATH, default=Path("smooth.png"), show_default=True, help="The sheet.")
+@_overwrite
 @_device
 def smooth(**options: Any) -> None:
     """From one person's clothes to the next one's, in the pose of the first: a row for each.
 
+    The way is along a circle; the published program's is a straight line, --path linear.
+
     \b
     Example:
       dgnet-gen smooth --run runs/dgnet --rows 4 --animate smooth.gif
-      dgnet-gen smooth --run runs/dgnet --pictures a.jpg --pictures b.jpg --path linear --out smooth.png
+      dgnet-gen smooth --pictures a.jpg --pictures b.jpg --path linear
     """
     _smooth("appearance", **options)
 
@@ -479,13 +559,16 @@ def smooth(**options: Any) -> None:
 @main.command("smooth-structure")
 @_smooth_options
 @click.option("--out", type=_PATH, default=Path("smooth-structure.png"), show_default=True, help="The sheet.")
+@_overwrite
 @_device
 def smooth_structure(**options: Any) -> None:
     """From one person's pose to the next one's, in the clothes of the first: a row for each.
 
+    The way is along a circle; the published program's is a straight line, --path linear.
+
     \b
     Example:
-      dgnet-gen smooth-structure --run runs/dgnet --rows 4 --animate smooth-structure.webp
+      dgnet-gen smooth-structure --run runs/dgnet --animate poses.webp
     """
     _smooth("structure", **options)
 
@@ -508,25 +591,39 @@ def _smooth(
     labels: bool,
     animate: Path | None,
     out: Path,
+    overwrite: bool,
     device: str,
 ) -> None:
     if out.suffix.lower() in (".gif", ".mp4"):
         raise click.UsageError(f"--out is the sheet, which stands still; write a film with --animate {out}")
+    if animate is not None and animate.resolve() == out.resolve():
+        raise click.UsageError("--out and --animate name the same file: the sheet and the film are two")
+    command = "smooth" if of == "appearance" else "smooth-structure"
     with user_errors():
         from dgnet_gen import visualise
-        from reid_eval.files import save_image
+        from reid_eval.locks import locked
 
+        def claim_film(read: Iterable[Path | None]) -> None:
+            if animate is not None:
+                _claim(animate, command, read, overwrite=overwrite, suffixes=_FILMS)
+
+        inputs = (run, data, images, *pictures)
+        _claim(out, command, inputs, overwrite=overwrite)
+        claim_film(inputs)
         if pictures:
             model = _load(run, which_epoch, device)
         else:
             model, index = _open_pictures(run, which_epoch, data, split, images, device)
             pictures = tuple(visualise.pick_people(index, rows, 0, seed=seed, pids=_numbers(pids))[0])
         sheet = visualise.smooth(model, pictures, of=of, steps=steps, path=path)
-        save_image(out, sheet.pixels(scale or _scale_for(model), labels=labels))
-        click.echo(out)
+        inputs = (run, data, images, *pictures)
+        _save(out, sheet.pixels(scale or _scale_for(model), labels=labels), command, inputs, overwrite=overwrite)
         if animate is not None:
-            visualise.save_animation(animate, sheet.frames(scale or _scale_for(model)))
-            click.echo(animate)
+            with locked(animate, f"dgnet-gen {command}"):
+                claim_film(inputs)
+                frames = sheet.frames(scale or _scale_for(model))
+                visualise.save_animation(animate, frames, maker=f"dgnet-gen {command}")
+            click.echo(printable(str(animate)))
 
 
 @main.command("one-by-one")
@@ -564,12 +661,16 @@ def one_by_one(
 ) -> None:
     """Everybody's clothes in everybody's pose, a file each, with a manifest as generate writes it.
 
+    Run again to go on after an interruption.
+
     \b
     Example:
-      dgnet-gen one-by-one --run runs/dgnet --rows 16 --cols 16 --out one-by-one
-      dgnet-gen one-by-one --run runs/dgnet --structures a.jpg --appearances b.jpg --out pair
+      dgnet-gen one-by-one --run runs/dgnet --rows 16 --cols 16
+      dgnet-gen one-by-one --structures a.jpg --appearances b.jpg --out pair
     """
-    with user_errors():
+    from reid_eval.stopping import stoppable
+
+    with user_errors(), stoppable():
         from dgnet_gen import visualise
         from dgnet_gen.generation import Writing
 
@@ -581,7 +682,7 @@ def one_by_one(
             structures, appearances = structures or tuple(picked[0]), appearances or tuple(picked[1])
         writing = Writing(image_format, quality)
         manifest = visualise.one_by_one(model, structures, appearances, out, writing=writing)
-    click.echo(manifest.parent)
+    click.echo(printable(str(manifest.parent)))
 
 
 @main.command("swap-truth")
@@ -589,8 +690,11 @@ def one_by_one(
 @click.option("--toy", type=_PATH, required=True, help="The toy dataset that the parents are from.")
 @click.option("--out", type=_PATH, help="Also write one metric file per number into this folder.")
 @click.option("--sheet", type=_PATH, help="Also draw structure, appearance, generated and truth, one above the other.")
+@_overwrite
 @_json
-def swap_truth(generated: Path, toy: Path, out: Path | None, sheet: Path | None, as_json: bool) -> None:
+def swap_truth(
+    generated: Path, toy: Path, out: Path | None, sheet: Path | None, overwrite: bool, as_json: bool
+) -> None:
     """Compare generated swaps with the true picture, which the toy world can draw.
 
     PSNR and SSIM, beside two answers that need no network: the structure picture unchanged, the appearance picture
@@ -601,18 +705,25 @@ def swap_truth(generated: Path, toy: Path, out: Path | None, sheet: Path | None,
       dgnet-gen swap-truth runs/demo/generated --toy runs/demo/toy
     """
     with user_errors():
+        from dgnet_gen.truth import METRIC_NAMES, truth_sheet
         from dgnet_gen.truth import swap_truth as compare
-        from dgnet_gen.truth import truth_sheet
-        from reid_eval.files import save_image
+        from reid_eval.report import claim_metrics
 
+        def claim() -> None:
+            if out is not None:
+                claim_metrics(out, METRIC_NAMES, inputs=[generated, toy], overwrite=overwrite)
+            if sheet is not None:
+                _claim(sheet, "swap-truth", [generated, toy], overwrite=overwrite)
+
+        claim()
         report = compare(generated, toy)
+        claim()
         if out is not None:
             for result in report.metrics():
-                result.save(out)
-            click.echo(f"wrote {len(report.metrics())} metric files into {out}", err=True)
+                result.save(out, overwrite=overwrite)
+            click.echo(printable(f"wrote {len(METRIC_NAMES)} metric files into {out}"), err=True)
         if sheet is not None:
-            save_image(sheet, truth_sheet(generated, toy))
-            click.echo(f"wrote {sheet}", err=True)
+            _save(sheet, truth_sheet(generated, toy), "swap-truth", [generated, toy], overwrite=overwrite)
     click.echo(report.to_json() if as_json else report.to_text())
 
 
@@ -637,18 +748,19 @@ def export(run_path: Path, which: str, file_format: str, out: Path, overwrite: b
 
     \b
     Example:
-      dgnet-gen export --run runs/dgnet --which 100000 --format original --out outputs/ours
+      dgnet-gen export --run runs/dgnet --which 100000 --out outputs/ours
     """
     with user_errors():
         from dgnet_gen.exchange import export_run
 
         exported = export_run(run_path, _iteration(which, "--which"), out, overwrite=overwrite)
     for file in exported.files:
-        click.echo(f"wrote {exported.folder}/{file}", err=True)
+        click.echo(printable(f"wrote {exported.folder}/{file}"), err=True)
     if as_json:
         click.echo(exported.to_json())
     else:
-        click.echo(f"{exported.folder}: iteration {exported.iteration}; set teacher in config.yaml before training on")
+        folder = printable(exported.folder)
+        click.echo(f"{folder}: iteration {exported.iteration}; set teacher in config.yaml before training on")
 
 
 def _load(run: Path, which_epoch: str, device: str) -> DGNet:
@@ -689,9 +801,13 @@ def _numbers(pids: str | None) -> tuple[int, ...]:
     from reid_models.config import ConfigError
 
     texts = [text.strip() for text in pids.split(",")] if pids else []
-    if not all(text.isdigit() for text in texts):
+    if not all(map(_is_number, texts)):
         raise ConfigError(f"--pids {pids}: expected numbers of people, such as 2,7,11")
     return tuple(map(int, texts))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 20
 
 
 def _scale_for(model: DGNet) -> int:
@@ -706,7 +822,7 @@ def _iteration(which_epoch: str, option: str = "--which-epoch") -> int | Literal
             return "last"
         case "best":
             return "best"
-    if not which_epoch.isdigit():
+    if not _is_number(which_epoch):
         raise ConfigError(f"{option} {which_epoch}: expected a number of iterations, last, or best")
     return int(which_epoch)
 

@@ -47,6 +47,8 @@ from dgnet_gen.settings import DGNetTrainConfig
 from dgnet_gen.step import make_optimizers
 from reid_eval.errors import OutputError
 from reid_eval.files import atomic_path, file_fingerprint, fingerprint
+from reid_eval.locks import locked
+from reid_eval.outputs import claim_file
 from reid_models.config import config_from_dict, load_config
 from reid_models.runs import CheckpointError, RunDir
 from reid_models.runtime import choose_device
@@ -138,7 +140,7 @@ class PublishedFolder:
             for network, values in states.items():
                 networks[network].load_state_dict(values)
         model.iteration = iteration
-        model.checkpoint_id = fingerprint(file_fingerprint(file) for file in files.values())
+        model.checkpoint_id = fingerprint((file_fingerprint(file) for file in files.values()), digits=64)
         return model.to(choose_device(device)).eval()
 
     def optimizer_states(self, model: DGNet, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
@@ -245,7 +247,8 @@ def export_run(
     for file in (config_file, *contents):
         if file.exists() and not overwrite:
             raise OutputError(f"{file}: exists already; choose another --out, or replace it with --overwrite")
-    with atomic_path(config_file) as part:
+        claim_file(file, "dgnet-gen export", inputs=[run], overwrite=True)
+    with locked(config_file, "dgnet-gen export"), atomic_path(config_file) as part:
         part.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         write_contents(contents)
     files = [str(file.relative_to(out)) for file in (config_file, *contents)]

@@ -10,8 +10,6 @@ appearance, which is the order the pictures are made in: so a structure is neede
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -22,6 +20,8 @@ from typing import Literal
 
 import numpy as np
 
+from reid_eval.files import short_name
+from reid_eval.tables import portable, read_table
 from reid_models.data.index import DatasetError, DatasetIndex, ImageRecord
 
 Grouping = Literal["appearance", "structure"]
@@ -58,16 +58,24 @@ class GenerationPlan:
         return (self[position] for position in range(len(self)))
 
     def file(self, position: int, suffix: str, grouping: Grouping = "appearance") -> str:
-        """A picture's name relative to the output folder: an identity, then both parents' names."""
+        """A picture's name relative to the output folder: an identity, then both parents' names.
+
+        What is longer than a file's name may be is shortened, and stays apart from all others.
+        """
         structure, appearance = self.pairs[position].tolist()
         pid = self.index[appearance if grouping == "appearance" else structure].pid
         folder = f"{pid:04d}" if pid >= 0 else str(pid)
-        return f"{folder}/{self._names[appearance]}__in__{self._names[structure]}{suffix}"
+        return f"{folder}/{short_name(f'{self._names[appearance]}__in__{self._names[structure]}{suffix}')}"
+
+    @cached_property
+    def relative_paths(self) -> list[str]:
+        """Where every row's picture lies below the index's folder, as every system writes it."""
+        return [os.path.relpath(record.path, self.index.root).replace(os.sep, "/") for record in self.index]
 
     @cached_property
     def _names(self) -> list[str]:
         """A name for every row that no other row has: its file's, with its folders where that is not enough."""
-        paths = [Path(os.path.relpath(record.path, self.index.root)) for record in self.index]
+        paths = [Path(path) for path in self.relative_paths]
         for names in (
             [path.stem for path in paths],
             ["-".join(path.with_suffix("").parts) for path in paths],
@@ -92,8 +100,10 @@ def plan_generation(
 
     Raises:
         DatasetError: an unknown kind, a single identity, more pictures asked for than there are pairs, `count` with a
-            kind that has its own, or a table that names no pictures of the index.
+            kind that has its own, a negative seed, or a table that names no pictures of the index.
     """
+    if seed < 0:
+        raise DatasetError(f"--seed {seed}: expected 0 or more")
     if kind.lower().endswith(".csv"):
         pairs = _listed(index, Path(kind))
         _refuse_count(count, kind)
@@ -151,33 +161,66 @@ def _at_random(index: DatasetIndex, count: int | None, seed: int) -> np.ndarray:
 
 
 def _in_rounds(index: DatasetIndex, count: int | None, seed: int) -> np.ndarray:
+    """Rounds: everybody's structures in random order beside everybody's appearances, without a pair that may not be.
+
+    A pair may not be of one person, nor of an earlier round. An appearance in such a pair changes structures with one
+    that may take it, at random among all that there are; where there is none it takes any structure that it may, a
+    second time then, and where there is none either it goes without in this round.
+    """
     wanted = _wanted(index, count)
     number, pids = len(index), index.pids
     rng = np.random.default_rng([seed, 12])
-    seen: set[int] = set()  # structure * number + appearance
-    while len(seen) < wanted:
-        before = np.fromiter(seen, np.int64, len(seen))
+    structures_of, appearances_of = _Met(number), _Met(number)
+    while len(structures_of) < wanted:
         structure_of = rng.permutation(number)
-        everybody = np.arange(number)
+        for appearance in np.flatnonzero(_clash(structure_of, pids, structures_of)).tolist():
+            structure = int(structure_of[appearance])
+            may_take = structures_of.strangers(appearance, pids)
+            may_have = appearances_of.strangers(structure, pids)
+            if (partners := (may_take[structure_of] & may_have).nonzero()[0]).size:
+                partner = partners[rng.integers(partners.size)]
+                structure_of[appearance], structure_of[partner] = structure_of[partner], structure
+            elif (free := may_take.nonzero()[0]).size:
+                structure_of[appearance] = free[rng.integers(free.size)]
+        made = np.flatnonzero(~_clash(structure_of, pids, structures_of))
+        if len(made) > wanted - len(structures_of):
+            made = rng.permutation(made)[: wanted - len(structures_of)]
+        structures_of.add(made, structure_of[made])
+        appearances_of.add(structure_of[made], made)
+    appearances, structures = np.divmod(structures_of.codes, number)
+    return np.stack([structures, appearances], axis=1)
 
-        def forbidden(structures: np.ndarray, appearances: np.ndarray, before: np.ndarray = before) -> np.ndarray:
-            return (pids[structures] == pids[appearances]) | np.isin(structures * number + appearances, before)
 
-        # Who met himself, or a partner of an earlier round, changes places with somebody who may.
-        for appearance in np.flatnonzero(forbidden(structure_of, everybody)).tolist():
-            own = np.full(number, appearance)
-            fits = ~forbidden(structure_of, own) & ~forbidden(np.full(number, structure_of[appearance]), everybody)
-            if (partners := np.flatnonzero(fits)).size:
-                partner = int(rng.choice(partners))
-                structure_of[[appearance, partner]] = structure_of[[partner, appearance]]
-            elif (free := np.flatnonzero(~forbidden(everybody, own))).size:
-                structure_of[appearance] = rng.choice(free)  # one that is used twice then
-        made = np.flatnonzero(~forbidden(structure_of, everybody))
-        if len(made) > wanted - len(seen):
-            made = rng.permutation(made)[: wanted - len(seen)]
-        seen.update((structure_of[made] * number + made).tolist())
-    codes = np.fromiter(seen, np.int64, len(seen))
-    return np.stack([codes // number, codes % number], axis=1)
+class _Met:
+    """Whom each row has met: pairs (row, other) as sorted numbers, so that the others of a row stand together."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.codes = number, np.empty(0, np.int64)
+        self._starts = [0] * (number + 1)
+        """where the others of each row begin"""
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def add(self, rows: np.ndarray, others: np.ndarray) -> None:
+        self.codes = np.sort(np.concatenate([self.codes, rows * self.number + others]), kind="stable")
+        self._starts = np.searchsorted(self.codes, np.arange(self.number + 1) * self.number).tolist()
+
+    def have(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """(N,) bool, whether each row has met the other beside it."""
+        codes = rows * self.number + others
+        return np.append(self.codes, -1)[np.searchsorted(self.codes, codes)] == codes
+
+    def strangers(self, row: int, pids: np.ndarray) -> np.ndarray:
+        """(number,) bool, whom a row has not met and who are somebody else."""
+        fits = pids != pids[row]
+        fits[self.codes[self._starts[row] : self._starts[row + 1]] - row * self.number] = False
+        return fits
+
+
+def _clash(structure_of: np.ndarray, pids: np.ndarray, structures_of: _Met) -> np.ndarray:
+    """(N,) bool, which appearances may not have the structure that they are given."""
+    return (pids[structure_of] == pids) | structures_of.have(np.arange(len(pids)), structure_of)
 
 
 def _everybody(index: DatasetIndex) -> np.ndarray:
@@ -216,17 +259,8 @@ def _of_each_person(index: DatasetIndex, each: int, seed: int) -> np.ndarray:
 
 
 def _listed(index: DatasetIndex, file: Path) -> np.ndarray:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DatasetError(
-            f"--plan {file}: no such file; expected a table with the columns structure,appearance"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"--plan {file}: no readable table ({error}); save it as CSV in UTF-8") from None
-    table = csv.DictReader(io.StringIO(text, newline=""))
-    if not {"structure", "appearance"} <= set(table.fieldnames or ()):
-        raise DatasetError(f"{file}: expected the columns structure,appearance in the first line")
+    columns = ("structure", "appearance")
+    table = read_table(file, DatasetError, required=columns, expected="a table with the columns structure,appearance")
     row_of: dict[str, int | None] = {}
     for row, record in enumerate(index):
         row_of[record.path.name] = None if record.path.name in row_of else row
@@ -234,12 +268,12 @@ def _listed(index: DatasetIndex, file: Path) -> np.ndarray:
         row_of[os.path.relpath(record.path, index.root).replace(os.sep, "/")] = row
         row_of[str(record.path)] = row
     pairs: dict[tuple[int, int], None] = {}
-    for values in table:
-        where = f"{file}, line {table.line_num}"
+    for line, values in table:
+        where = f"{file}, line {line}"
         rows = []
-        for column in ("structure", "appearance"):
-            name = (values[column] or "").strip().replace("\\", "/")
-            found = row_of.get(name, -1)
+        for column in columns:
+            name = values[column]
+            found = row_of.get(name, row_of.get(portable(name), -1))
             if found is None:
                 raise DatasetError(f"{where}: several pictures are called {name}; give the path from {index.root} on")
             if found < 0:

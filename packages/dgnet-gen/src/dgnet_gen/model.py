@@ -20,6 +20,7 @@ from dgnet_gen.networks.discriminator import DiscriminatorNorm, MultiScaleDiscri
 from dgnet_gen.networks.encoders import AppearanceEncoder, StructureEncoder
 from dgnet_gen.networks.layers import Activation, Init, Padding
 from reid_eval.files import file_fingerprint
+from reid_eval.reading import reading
 from reid_models.config import ConfigError, config_from_dict
 from reid_models.data.transforms import to_gray
 from reid_models.networks.resnet import make_trunk
@@ -124,6 +125,7 @@ class DGNet:
         self.image_hw = config.image_hw
         self.iteration = 0
         self.checkpoint_id = "untrained"
+        """SHA-256 of the checkpoint's file"""
         trunk = make_trunk(config.trunk, last_stride=config.last_stride, width=config.trunk_width)
         self.appearance_encoder = AppearanceEncoder(
             trunk,
@@ -188,12 +190,13 @@ class DGNet:
         if not isinstance(run, RunDir) and PublishedFolder.is_one(run):
             return PublishedFolder.open(run).load(which, device=device, for_use=True)
         run_dir = run if isinstance(run, RunDir) else RunDir.open(run, "dgnet")
-        checkpoint = run_dir.load(which)
-        config = config_from_dict(NetworksConfig, checkpoint.config["networks"], source=str(run_dir.config_file))
-        model = cls(config, int(checkpoint.made_by["num_ids"]))
-        model.load_networks(checkpoint.networks, source=str(run_dir.path))
+        checkpoint, file = run_dir.load(which), run_dir.checkpoint_file(which)
+        with reading(file, CheckpointError, "a checkpoint of 'dgnet-gen train'"):
+            config = config_from_dict(NetworksConfig, checkpoint.config["networks"], source=str(run_dir.config_file))
+            model = cls(config, int(checkpoint.made_by["num_ids"]))
+            model.load_networks(checkpoint.networks, source=str(run_dir.path))
         model.iteration = checkpoint.iteration
-        model.checkpoint_id = file_fingerprint(run_dir.checkpoint_file(which))[:16]
+        model.checkpoint_id = file_fingerprint(file)
         return model.to(choose_device(device)).eval()
 
     def networks(self) -> dict[str, nn.Module]:
@@ -265,6 +268,10 @@ class DGNet:
     def decode(self, codes: Codes) -> Tensor:
         """Pictures (B, 3, H, W) painted from codes, in network input space."""
         return self.decoder(codes.appearance.to(self.device), codes.structure.to(self.device))
+
+    def is_made_from(self, checkpoint_id: str) -> bool:
+        """Whether a recorded checkpoint is this model's; version 0.1.0 recorded the first 16 of 64 hex digits."""
+        return checkpoint_id in (self.checkpoint_id, self.checkpoint_id[:16])
 
     def describe(self) -> dict[str, Any]:
         """Parameters per network, for a log or a report."""

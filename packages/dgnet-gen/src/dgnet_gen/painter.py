@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ UNIT = 8
 
 
 class Painter:
-    """Paints pairs of files with one model. `memory_mib` bounds the appearances kept in memory.
+    """Paints pairs of files with one model. `memory_mib` bounds the appearances kept in memory, `levels` says how
+    numbers become grey levels.
 
     A `runtime` of less than float32 rounds in the decoder alone, on a CPU its maps too where there is the arithmetic;
     pixels are then off by half a grey level in the mean, here and there by some. Encoders rounded as well would double
@@ -55,13 +56,14 @@ class Painter:
         workers: int = 2,
         ahead: int = 32,
         memory_mib: float = 1024,
+        levels: Literal["rounded", "truncated"] = "rounded",
     ) -> None:
-        self.model, self.files, self.workers, self.memory_mib = model, files, workers, memory_mib
+        self.model, self.files, self.workers, self.memory_mib, self.levels = model, files, workers, memory_mib, levels
         self.ahead = max(ahead, UNIT)
         self._runtime = runtime or Runtime(model.device)
         self._decoder = ready(model.decoder, self._runtime.map_dtype)
 
-    def paint(self, pairs: np.ndarray) -> Iterator[np.ndarray]:
+    def paint(self, pairs: np.ndarray) -> Generator[np.ndarray, None, None]:
         """The pictures of pairs (N, 2) in their order, each uint8 RGB (H, W, 3).
 
         `pairs` holds positions in `files`, structure first, sorted by structure.
@@ -99,7 +101,7 @@ class Painter:
 
     @torch.no_grad()
     def _paint(self, worn: Tensor, ground: Ground) -> np.ndarray:
-        return to_pixels(paint(self._decoder, worn, ground))
+        return to_pixels(paint(self._decoder, worn, ground), levels=self.levels)
 
     def _in_units(
         self, pool: ThreadPoolExecutor, rows: np.ndarray, encode: Callable[[Tensor], V]

@@ -16,19 +16,19 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dgnet_gen.generation import Writing, generate
+from dgnet_gen.generation import PLAIN, Writing, generate
 from dgnet_gen.generation_plan import GenerationPlan
 from dgnet_gen.model import Codes, DGNet
 from dgnet_gen.networks.decoder import mix
-from reid_eval.errors import OutputError
-from reid_eval.files import atomic_path, read_pixels
+from reid_eval.errors import OutputError, printable
+from reid_eval.files import atomic_path, made_by, read_pixels
 from reid_models.data.index import DatasetError, DatasetIndex, ImageRecord, parse_name
 from reid_models.data.transforms import eval_transform, resize_pixels, to_pixels
 
@@ -234,7 +234,7 @@ def one_by_one(
     appearances: Sequence[Path | str],
     out: Path | str,
     *,
-    writing: Writing | None = None,
+    writing: Writing = PLAIN,
 ) -> Path:
     """Every appearance in every structure, a file each, with a manifest; returns the manifest's path.
 
@@ -252,11 +252,13 @@ def one_by_one(
         sorted({row_of[Path(os.path.abspath(path))] for path in paths}) for paths in (structures, appearances)
     )
     pairs = np.array([(structure, appearance) for structure in down for appearance in across], np.int32)
-    return generate(model, GenerationPlan(index, pairs, "one-by-one", 0), out, writing=writing or Writing())
+    return generate(model, GenerationPlan(index, pairs, "one-by-one", 0), out, writing=writing)
 
 
-def save_animation(file: Path | str, frames: Sequence[np.ndarray]) -> None:
+def save_animation(file: Path | str, frames: Sequence[np.ndarray], *, maker: str = "") -> None:
     """Write frames (uint8 RGB, (H, W, 3), all of a size) as an endless .gif or .webp, or as .mp4, ten a second.
+
+    `maker`, a command, is written into the file, so that `reid_eval.outputs` knows it as that command's.
 
     Raises:
         OutputError: another suffix, no encoder for .mp4, or the file cannot be written.
@@ -264,11 +266,16 @@ def save_animation(file: Path | str, frames: Sequence[np.ndarray]) -> None:
     suffix = Path(file).suffix.lower()
     duration_ms = 1000 // _FRAMES_PER_S
     if suffix == ".mp4":
-        _save_mp4(file, frames)
+        _save_mp4(file, frames, maker)
         return
     if suffix not in (".gif", ".webp"):
         raise OutputError(f"{file}: animations are written as .gif, .webp or .mp4, not {suffix or 'without suffix'}")
     first, *others = [Image.fromarray(frame) for frame in frames]
+    options: dict[str, Any] = {"quality": 90} if suffix == ".webp" else {}
+    if maker and suffix == ".webp":
+        options["exif"] = made_by(maker)
+    elif maker:
+        options["comment"] = f"made by {maker}"
     with atomic_path(file) as part:
         first.save(
             part,
@@ -277,11 +284,11 @@ def save_animation(file: Path | str, frames: Sequence[np.ndarray]) -> None:
             append_images=others,
             duration=duration_ms,
             loop=0,
-            **({"quality": 90} if suffix == ".webp" else {}),
+            **options,
         )
 
 
-def _save_mp4(file: Path | str, frames: Sequence[np.ndarray]) -> None:
+def _save_mp4(file: Path | str, frames: Sequence[np.ndarray], maker: str) -> None:
     try:
         import imageio_ffmpeg
     except ImportError:
@@ -293,7 +300,11 @@ def _save_mp4(file: Path | str, frames: Sequence[np.ndarray]) -> None:
     height, width = (size + size % 2 for size in frames[0].shape[:2])
     with atomic_path(file) as part:
         writer = imageio_ffmpeg.write_frames(
-            str(part), (width, height), fps=_FRAMES_PER_S, macro_block_size=1, output_params=["-f", "mp4"]
+            str(part),
+            (width, height),
+            fps=_FRAMES_PER_S,
+            macro_block_size=1,
+            output_params=[*(["-metadata", f"comment=made by {maker}"] if maker else []), "-f", "mp4"],
         )
         writer.send(None)
         for frame in frames:
@@ -337,8 +348,10 @@ def pick_people(
     picked.
 
     Raises:
-        DatasetError: a person of `pids` is not there.
+        DatasetError: a person of `pids` is not there, or a negative seed.
     """
+    if seed < 0:
+        raise DatasetError(f"seed {seed}: expected 0 or more")
     rng = np.random.default_rng([seed, 5])
     people = [pid for pid in index.labels if pid > 0]
     if unknown := [pid for pid in pids if pid not in index.labels]:
@@ -370,7 +383,7 @@ def label_of(path: Path | str) -> str:
     """Who and which camera, where a file's name tells; its name otherwise."""
     path = Path(path)
     who = parse_name(path.name)
-    return path.stem if who is None else f"{who.pid} c{who.camid}"
+    return printable(path.stem) if who is None else f"{who.pid} c{who.camid}"
 
 
 def _who(path: Path) -> tuple[int, int]:

@@ -319,17 +319,24 @@ def save_image(file: Path | str, pixels: np.ndarray, *, quality: int = 95, maker
         raise OutputError(f"{file}: images are written as .png, .jpg, .webp or .bmp, not {suffix or 'without suffix'}")
     options: dict[str, object] = {"quality": quality} if kind in ("JPEG", "WEBP") else {}
     if maker:
-        exif = Image.Exif()
-        exif[_EXIF_SOFTWARE] = f"made by {maker}"
-        options["exif"] = exif
+        options["exif"] = made_by(maker)
     with atomic_path(file) as part:
         Image.fromarray(pixels).save(part, format=kind, **options)
 
 
-def fingerprint(parts: Iterable[bytes | memoryview | str | tuple[int, Iterable[memoryview]]]) -> str:
+def made_by(maker: str) -> Image.Exif:
+    """The Exif block of a picture that says which command made it."""
+    exif = Image.Exif()
+    exif[_EXIF_SOFTWARE] = f"made by {maker}"
+    return exif
+
+
+def fingerprint(
+    parts: Iterable[bytes | memoryview | str | tuple[int, Iterable[memoryview]]], *, digits: int = 16
+) -> str:
     """A short stable hash (16 hex digits of SHA-256) of a sequence of texts or byte strings.
 
-    A byte string may come in pieces: its length, then the pieces.
+    A byte string may come in pieces: its length, then the pieces. All `digits` of the hash are 64.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -338,7 +345,7 @@ def fingerprint(parts: Iterable[bytes | memoryview | str | tuple[int, Iterable[m
         digest.update(length.to_bytes(8, "little"))
         for piece in pieces:
             digest.update(piece)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:digits]
 
 
 def _encoded(text: str) -> bytes:

@@ -10,6 +10,7 @@ begin with the command's columns, other kinds are recognised by who reads them. 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,12 +21,12 @@ _LOOKED_AT = 1 << 16
 
 def is_made_by(file: Path | str, maker: str) -> bool:
     """Whether a file says near its beginning or its end that this command made it."""
-    signature = f"made by {maker}".encode()
+    signature = re.compile(re.escape(f"made by {maker}".encode()) + rb"(?![\w-]| --\w)")  # not of a longer name
     try:
         with open(file, "rb") as stream:
             start = stream.read(_LOOKED_AT)
             stream.seek(-min(_LOOKED_AT, os.fstat(stream.fileno()).st_size), os.SEEK_END)
-            return signature in start or signature in stream.read(_LOOKED_AT)
+            return any(map(signature.search, (start, stream.read(_LOOKED_AT))))
     except OSError:
         return False
 

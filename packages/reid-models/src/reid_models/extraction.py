@@ -135,13 +135,13 @@ def load_embedder(
     untrained: bool = False,
     half: bool = False,
     compile: bool = False,
-    alpha: float | None = None,
+    alpha: float | Literal["parts"] | None = None,
 ) -> NetworkEmbedder:
     """The network of a trained run, ready to embed; needs nothing but the run's folder.
 
     A run of another package, or whatever else it trained, is embedded by that package: it offers a function of this
     name, without `untrained`, by an entry point in the group `reid_models.embedders`, which gives None for what is not
-    its own. `alpha` is for these (see `dgnet_gen.features`).
+    its own. `alpha`, a number or "parts", is for these (see `dgnet_gen.features`).
 
     `untrained` gives the same network with the weights that its training started from: what it is to be compared with.
     `half` computes in 16 bits, whatever the precision of the training was; without it, in 32.
@@ -159,7 +159,7 @@ def load_embedder(
                 raise ConfigError(f"{run}: --untrained is for runs of reid-models train, this one is of {offer.name}")
             return embedder
     if alpha is not None:
-        raise ConfigError(f"--alpha {alpha:g}: weighs the heads of a DG-Net, and {run} is none")
+        raise ConfigError(f"--alpha {alpha}: weighs the heads of a DG-Net, and {run} is none")
     from reid_models.training import ReidTrainConfig, build_network  # which imports this module to evaluate with
 
     found = RunDir.open(run, "reid")
@@ -243,6 +243,7 @@ def extract_features(
         "index_fingerprint": index.fingerprint,
         **({"precision": runtime.precision} if (runtime := getattr(embedder, "runtime", None)) else {}),
         **({"network_made_by": made_by} if (made_by := getattr(embedder, "made_by", None)) else {}),
+        **({"parts": places} if (places := getattr(embedder, "parts", None)) else {}),
     }
     shape = (len(chosen), embedder.num_features)
     if partial is None:

@@ -11,6 +11,7 @@ generator that is passed in.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,13 +43,20 @@ def normalise(unit: Tensor) -> Tensor:
     return (unit - mean).div_(deviation)
 
 
-def to_pixels(images: Tensor) -> np.ndarray:
-    """Images (B, 3, H, W) to pixels (B, H, W, 3), rounded and clipped."""
+def to_pixels(images: Tensor, *, levels: Literal["rounded", "truncated"] = "rounded") -> np.ndarray:
+    """Images (B, 3, H, W) to pixels (B, H, W, 3), clipped and rounded.
+
+    `truncated`, as published DG-Net pictures are, cuts off what stands behind the point, reckoned in float64.
+    """
     images = images.detach().float().cpu()
+    if levels == "truncated":
+        images = images.double()
     mean = images.new_tensor(MEAN)[:, None, None]
     deviation = images.new_tensor(DEVIATION)[:, None, None]
-    unit = images * deviation + mean
-    return (unit * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    values = ((images * deviation + mean) * 255).clamp(0, 255)
+    if levels == "rounded":
+        values = values.round()
+    return values.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def to_gray(images: Tensor) -> Tensor:
