@@ -346,12 +346,9 @@ def test_pairs_of_a_table_are_compared_whatever_they_are_called(people):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (
-            None,
-            "pairs.csv: not a table of pairs (No such file or directory); expected a .csv with columns first,second",
-        ),
-        ("a,b\n1,2\n", "pairs.csv: 1 rows with columns a, b; expected first,second and a row per pair"),
-        ("first,second\n", "pairs.csv: 0 rows with columns first, second"),
+        (None, "pairs.csv: no such file; expected a table (.csv) of pairs, first,second"),
+        ("a,b\n1,2\n", "pairs.csv: no column first, second, found a, b; expected a table"),
+        ("first,second\n", "pairs.csv: column names and no rows; expected a row per pair"),
         ("first,second\n0001/0001_c1_0.png,nobody.png\n", "pairs.csv, line 2: "),
         ("first,second\n0001/0001_c1_0.png\n", "pairs.csv, line 2: "),
     ],
@@ -362,6 +359,30 @@ def test_a_table_of_pairs_that_cannot_be_used_is_explained(people, text, words):
     if text is not None:
         table.write_text(text)
     assert words in refusal(invoke("ssim", people / "fake", people / "real", "--pairs-file", table))
+
+
+@pytest.mark.parametrize("write", ["mark", "semicolons", "utf-16", "windows"])
+def test_tables_of_pairs_by_spreadsheets_and_by_windows_are_read(people, write):
+    table, row = people / "pairs.csv", "0001/0001_c1_0.png"
+    text = f"first,second\n{row},{row}\n"
+    match write:
+        case "mark":
+            table.write_text(text, encoding="utf-8-sig")
+        case "semicolons":
+            table.write_text(text.replace(",", ";").replace("first", "First"))
+        case "utf-16":
+            table.write_text(text.replace(",", "\t"), encoding="utf-16")
+        case "windows":
+            table.write_bytes(text.replace("0001/", ".\\0001\\").replace("\n", "\r\n").encode())
+    result = invoke("ssim", people / "real", people / "real", "--pairs-file", table)
+    assert result.stdout.startswith("ssim_of_pairs: 1.0000"), result.output
+
+
+def test_a_row_that_is_repeated_is_remarked(people, caplog):
+    table = people / "pairs.csv"
+    table.write_text("first,second\n" + "0001/0001_c1_0.png,0002/0002_c1_0.png\n" * 2)
+    assert invoke("ssim", people / "real", people / "real", "--pairs-file", table).exit_code == 0
+    assert "1 rows repeat a pair that stands above them" in caplog.text
 
 
 def test_numbers_of_unlike_making_are_not_compared(people):
