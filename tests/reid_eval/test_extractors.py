@@ -88,7 +88,7 @@ def test_a_file_of_another_network_is_said_to_be_one(tmp_path):
     with pytest.raises(WeightFileError, match=r"does not fit the network: 565 tensors missing .*1 of another shape"):
         InceptionExtractor(file, device="cpu", any_weights=True)(list(noise(1)))
     file.write_text("a text")
-    with pytest.raises(WeightFileError, match="not a weight file"):
+    with pytest.raises(WeightFileError, match="expected a weight file"):
         InceptionExtractor(file, device="cpu", any_weights=True)(list(noise(1)))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import rich_click as click
 from click.core import ParameterSource
 
-from reid_eval.errors import user_errors
+from reid_eval.errors import printable, user_errors
 
 if TYPE_CHECKING:
     from reid_eval.images import Metric, Protocol
@@ -407,6 +407,8 @@ def weights() -> None:
 def weights_list(as_json: bool) -> None:
     """Print the known files, their size, checksum, and where they lie.
 
+    Each is missing, or there and unchecked; weights verify reads them.
+
     \b
     Example:
       reid-eval weights list
@@ -419,6 +421,9 @@ def weights_list(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def weights_verify(as_json: bool) -> None:
     """Compare the files that are there with their checksums; fails if one is damaged.
+
+    Whole: of the SHA-256 that is published. Prefix verified: it begins with the eight digits that are published, and is
+    the same as before; printed is all of it.
 
     \b
     Example:
@@ -440,6 +445,8 @@ def weights_verify(as_json: bool) -> None:
 def weights_fetch(names: tuple[str, ...], offline: bool) -> None:
     """Fetch known files, by the names that weights list prints, into the cache, unless they are there already.
 
+    What training starts from (resnet50_v1) goes into torch hub's cache, where training looks for it.
+
     \b
     Example:
       reid-eval weights fetch inception alexnet
@@ -448,13 +455,15 @@ def weights_fetch(names: tuple[str, ...], offline: bool) -> None:
         from reid_eval.weights import find_weights, known_weights
 
         for published in [known_weights(name) for name in names]:
-            click.echo(f"{published.name}: {find_weights(published, offline=offline)}")
+            click.echo(printable(f"{published.name}: {find_weights(published, offline=offline)}"))
 
 
 @weights.command("import")
 @click.argument("folder", type=_PATH)
 def weights_import(folder: Path) -> None:
-    """Copy the known files below a folder into the cache, whatever they are called there: checksums tell.
+    """Copy the known files below a folder into the cache, whatever they are called there.
+
+    Their checksums tell what they are.
 
     \b
     Example:
@@ -464,7 +473,7 @@ def weights_import(folder: Path) -> None:
         from reid_eval.weights import import_weights
 
         for published, file in import_weights(folder):
-            click.echo(f"{published.name}: {file}")
+            click.echo(printable(f"{published.name}: {file}"))
 
 
 def add_to(main: click.Group) -> None:
@@ -474,7 +483,7 @@ def add_to(main: click.Group) -> None:
 
 
 def _show_weights(*, verify: bool, as_json: bool) -> Sequence[Any]:
-    from reid_eval.weights import search_folders, weights_status
+    from reid_eval.weights import search_folders, warn_of_settings, weights_status
 
     found = weights_status(verify=verify)
     rows = [
@@ -484,6 +493,7 @@ def _show_weights(*, verify: bool, as_json: bool) -> Sequence[Any]:
             "file": one.weights.file,
             "size": one.weights.size,
             "sha256": one.weights.sha256_start,
+            "found_sha256": one.sha256,
             "purpose": one.weights.purpose,
             "path": str(one.file or ""),
         }
@@ -493,11 +503,11 @@ def _show_weights(*, verify: bool, as_json: bool) -> Sequence[Any]:
         click.echo(json.dumps({"format": 1, "weights": rows}, indent=2))
         return found
     for row in rows:
-        click.echo(
-            f"{row['name']:<14} {row['state']:<9} {row['size']:>11}  SHA-256 {row['sha256'][:8]}...  {row['file']}  "
-            f"({row['purpose']}){'  ' + row['path'] if row['path'] else ''}"
-        )
-    click.echo(f"looked for in: {', '.join(map(str, search_folders()))}", err=True)
+        digest = row["found_sha256"] or f"{row['sha256'][:8]}..."
+        line = f"{row['name']:<14} {row['state']:<15} {row['size']:>11}  SHA-256 {digest}  {row['file']}"
+        click.echo(printable(f"{line}  ({row['purpose']}){'  ' + row['path'] if row['path'] else ''}"))
+    click.echo(printable(f"looked for in: {', '.join(map(str, search_folders()))}"), err=True)
+    warn_of_settings()
     return found
 
 

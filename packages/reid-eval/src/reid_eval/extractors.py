@@ -264,7 +264,7 @@ class BackboneExtractor(_NetworkExtractor):
             weights = find_weights(published, offline=offline)
         self.file = weights
         sha256 = weights_sha256(weights)
-        if (said := published_name(weights.name)) and not sha256.startswith(said.sha256_start) and not any_weights:
+        if (said := published_name(weights.name)) and not any_weights:
             verify_weights(said, weights)
         self.quotable = not any_weights
         safe = "".join(character if character.isalnum() else "_" for character in model.lower())
