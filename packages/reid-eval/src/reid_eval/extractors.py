@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from reid_eval.errors import ReidError
-from reid_eval.files import fingerprint
+from reid_eval.files import fingerprint, max_pixels
 from reid_eval.resizing import RESIZE_TEXT, ResizeRule, resized, rows_by_shape
 from reid_eval.weights import (
     find_weights,
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _BACKBONE_HW = (224, 224)
+
+# So many pixels at native size take about 1 GiB in a network.
+_PIXELS_AT_ONCE = 1 << 22
 
 
 class ExtractorError(ReidError):
@@ -170,7 +173,16 @@ class _NetworkExtractor(ABC):
         """Unresized pictures go through the network size by size."""
         vectors = np.empty((len(pixels_batch), num_features), np.float32)
         for rows in rows_by_shape(pixels_batch):
-            vectors[rows] = run([pixels_batch[row] for row in rows])
+            height, width = pixels_batch[rows[0]].shape[:2]
+            if (allowed := max_pixels(_PIXELS_AT_ONCE)) < height * width:
+                raise ExtractorError(
+                    f"a picture of {height}x{width} pixels, not resized: expected at most {allowed:,}, which take "
+                    "about 1 GiB; choose another --resize, or set REID_MAX_PIXELS"
+                )
+            at_once = max(1, _PIXELS_AT_ONCE // (height * width))
+            for start in range(0, len(rows), at_once):
+                some = rows[start : start + at_once]
+                vectors[some] = run([pixels_batch[row] for row in some])
         return vectors
 
 

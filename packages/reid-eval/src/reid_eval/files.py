@@ -128,7 +128,7 @@ def read_picture(path: Path | str) -> Picture:
             is_animated = bool(getattr(image, "is_animated", False))
             has_clear_colours = image.info.pop("transparency", None) is not None
             is_rotated = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = np.asarray(image if mode == "RGB" else image.convert("RGB"))
     except ImageError:
         raise
     except FileNotFoundError:
@@ -146,8 +146,8 @@ def read_picture(path: Path | str) -> Picture:
     return Picture(pixels, codec, mode, is_animated, is_rotated, has_clear_colours or mode in ("RGBA", "LA", "PA"))
 
 
-def max_pixels() -> int:
-    """How many pixels a picture may have: $REID_MAX_PIXELS, by default 33.5 million.
+def max_pixels(usual: int = _MAX_PIXELS) -> int:
+    """How many pixels a picture may have: $REID_MAX_PIXELS, by default 33.5 million, or what is `usual` for a purpose.
 
     Raises:
         ImageError: the variable holds no number.
@@ -155,7 +155,7 @@ def max_pixels() -> int:
     chosen = os.environ.get("REID_MAX_PIXELS", "")
     if chosen and not (chosen.isdecimal() and int(chosen) > 0):
         raise ImageError(f"REID_MAX_PIXELS={chosen}: expected a number of pixels, such as {_MAX_PIXELS}")
-    return int(chosen or _MAX_PIXELS)
+    return int(chosen or usual)
 
 
 def _refuse_huge(path: Path | str, size: tuple[int, int]) -> None:
@@ -346,13 +346,28 @@ def file_fingerprint(path: Path | str) -> str:
 def describe_images(root: Path | str, paths: Iterable[Path]) -> dict[str, str | int]:
     """What a set of pictures below `root` was, for a metric's `made_by`: folder, number, hash of names and contents."""
     listed = list(paths)
-    parts = (part for path in listed for part in (path.relative_to(root).as_posix(), _bytes_of(path)))
+    parts = (part for path in listed for part in (path.relative_to(root).as_posix(), _content_of(path)))
     return {"folder": str(root), "images": len(listed), "fingerprint": fingerprint(parts)}
 
 
-def _bytes_of(path: Path) -> bytes:
-    """A file's content; of a broken link, a pipe, or what may not be read, nothing: whoever decodes it will say so."""
+def _content_of(path: Path) -> bytes | tuple[int, Iterator[memoryview]]:
+    """A file's content, in blocks where it is large; of a broken link, a pipe, or what may not be read, nothing.
+
+    Whoever decodes it will say so.
+    """
     try:
-        return path.read_bytes() if stat.S_ISREG(os.stat(path).st_mode) else b""
+        state = os.stat(path)
+        if not stat.S_ISREG(state.st_mode):
+            return b""
+        return path.read_bytes() if state.st_size <= _BLOCK_BYTES else (state.st_size, _blocks_of(path))
     except OSError:
         return b""
+
+
+_BLOCK_BYTES = 1 << 22
+
+
+def _blocks_of(path: Path) -> Iterator[memoryview]:
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            yield memoryview(block)
