@@ -18,7 +18,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -77,6 +76,11 @@ class Extractor(Protocol):
         """Pixels (uint8, RGB, (H, W, 3) each) to vectors (B, num_features)."""
 
 
+def weights_of(extractor: Extractor) -> dict[str, str]:
+    """The whole SHA-256 of each weight file that decides an extractor's vectors, as far as it has `weights`."""
+    return dict(getattr(extractor, "weights", {}))
+
+
 def extractor_from_name(
     name: str,
     *,
@@ -113,6 +117,8 @@ def extractor_from_name(
         raise ExtractorError(f"{option}: only for the extractors inception, torchvision and timm, not {name}")
     if name == "random":
         return RandomExtractor()
+    from importlib.metadata import entry_points
+
     offered = {entry.name: entry for entry in entry_points(group="reid_eval.extractors")}
     if kind in offered:
         if not argument:
@@ -128,8 +134,9 @@ def extractor_from_name(
 class _NetworkExtractor(ABC):
     """Weights, device and precision of a network that is built when the first pictures come."""
 
-    def __init__(self, *, sha256: str, device: str, resize: ResizeRule, half: bool) -> None:
-        self.sha256, self.resize, self.half = sha256, resize, half
+    def __init__(self, file: Path, network: str, *, sha256: str, device: str, resize: ResizeRule, half: bool) -> None:
+        self.file, self.sha256, self.resize, self.half = file, sha256, resize, half
+        self.weights = {network: sha256}
         self._device_name = device
 
     @property
@@ -205,12 +212,12 @@ class InceptionExtractor(_NetworkExtractor):
         any_weights: bool = False,
     ) -> None:
         published = known_weights("inception")
-        self.file = weights if weights is not None else find_weights(published, offline=offline)
+        file = weights if weights is not None else find_weights(published, offline=offline)
         is_other = any_weights and weights is not None
-        sha256 = weights_sha256(self.file, expected=published) if is_other else verify_weights(published, self.file)
+        sha256 = weights_sha256(file, expected=published) if is_other else verify_weights(published, file)
         self.quotable = sha256.startswith(published.sha256_start)
         self.name = "inception" if self.quotable else "inception_demo"
-        super().__init__(sha256=sha256, device=device, resize=resize, half=half)
+        super().__init__(file, "inception", sha256=sha256, device=device, resize=resize, half=half)
 
     @property
     def description(self) -> str:
@@ -274,14 +281,13 @@ class BackboneExtractor(_NetworkExtractor):
         if weights is None:
             published = _published_backbone(library, model)
             weights = find_weights(published, offline=offline)
-        self.file = weights
         sha256 = weights_sha256(weights)
         if (said := published_name(weights.name)) and not any_weights:
             verify_weights(said, weights)
         self.quotable = not any_weights
         safe = "".join(character if character.isalnum() else "_" for character in model.lower())
         self.name = f"{safe}:{sha256[:8]}"
-        super().__init__(sha256=sha256, device=device, resize=resize, half=half)
+        super().__init__(weights, model, sha256=sha256, device=device, resize=resize, half=half)
 
     @property
     def description(self) -> str:

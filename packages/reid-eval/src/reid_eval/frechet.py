@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import linalg
 
 from reid_eval.errors import ReidError
 
@@ -218,6 +217,8 @@ def _moments(mean: np.ndarray, cov: np.ndarray, name: str) -> _Moments:
     trace, factor = float(np.trace(cov)), _cholesky(cov)
     if factor is not None:
         return _Moments(mean, factor, trace)
+    from scipy import linalg  # which takes longer to import than most commands need
+
     values, vectors = linalg.eigh(cov, check_finite=False)
     if values[0] < -rounding.whole:
         raise StatisticsError(
@@ -291,6 +292,8 @@ def _nuclear_norm(matrix: np.ndarray) -> float:
     norm. Their roots are taken if what that makes of the sum is small, otherwise singular values, which take several
     times as long and have an error of epsilon times the largest only.
     """
+    from scipy import linalg
+
     if 0 in matrix.shape:
         return 0.0
     if matrix.shape[0] > matrix.shape[1]:
@@ -312,6 +315,8 @@ def _cholesky(cov: np.ndarray) -> np.ndarray | None:
     """F (D, rank) with F F^T = cov, by a Cholesky decomposition that takes the largest pivot left and ends where none
     is larger than rounding; None if what is left then is more than rounding, so that `cov` has negative eigenvalues.
     """
+    from scipy import linalg
+
     triangle, pivots, rank, _ = linalg.lapack.dpstrf(cov, lower=1)
     factor = np.empty((len(cov), rank))
     factor[pivots - 1] = np.tril(triangle)[:, :rank]
