@@ -81,6 +81,7 @@ class Lpips:
             hashes.append(sha256)
             files.append(file)
         self.trunk_file, self.heads_file = files
+        self.weights = {f"{net} trunk": hashes[0], f"{net} heads": hashes[1]}
         self.quotable = is_published
         self.name = f"lpips_{net}" if is_published else f"lpips_{net}_demo"
         self.fingerprint = fingerprint([net, *hashes])
