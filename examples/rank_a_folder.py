@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 
+from reid_eval.errors import user_errors
 from reid_eval.ranking import rank
 from reid_models.data.index import DatasetIndex
 from reid_models.extraction import extract_features, load_embedder
@@ -23,4 +24,7 @@ def main(run: str, data: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    with user_errors():
+        main(*sys.argv[1:])

@@ -7,16 +7,19 @@ Both folders hold one folder per person. Without Inception weights the features 
 
 import sys
 
+from reid_eval.errors import user_errors
 from reid_eval.extractors import extractor_from_name
-from reid_eval.images import fid
-from reid_eval.pair_results import ssim_within_identity
+from reid_eval.images import measure_images
 
 
 def main(real: str, fake: str, run: str) -> None:
-    results = [fid(real, fake, extractor_from_name(f"reid:{run}")), ssim_within_identity(fake)]
-    for result in results:
+    extractor = extractor_from_name(f"reid:{run}")
+    for result in measure_images(real, fake, metrics=["fid", "ssim"], extractor=extractor):
         print(f"{result.name}: {result.value:.4f}\n  {result.protocol}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    with user_errors():
+        main(*sys.argv[1:])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dgnet_gen.model import DGNet
 from dgnet_gen.visualise import enlarged, swap_grid
+from reid_eval.errors import user_errors
 from reid_eval.files import save_image
 
 
@@ -19,4 +20,7 @@ def main(run: str, first: str, second: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
+    with user_errors():
+        main(*sys.argv[1:])

@@ -27,7 +27,7 @@ from reid_eval.files import save_image
 from reid_eval.images import fid
 from reid_eval.locks import locked
 from reid_eval.outputs import refuse_foreign_folder
-from reid_eval.pair_results import ssim_within_identity
+from reid_eval.pair_results import beside_real, ssim_within_identity
 from reid_eval.ranking import rank, rerank_params
 from reid_eval.report import MetricResult, Picture, Report, Timing, group_metrics, write_report
 from reid_eval.stopping import stoppable
@@ -396,8 +396,10 @@ def _evaluate(road: Road, made: list[Path]) -> str:
     results = [
         *_ranking(road, data),
         *_distances(road),
-        _renamed(ssim_within_identity(road.generated, seed=road.seed), ""),
-        _renamed(ssim_within_identity(road.prepared / "train_all", seed=road.seed), "real"),
+        *beside_real(
+            ssim_within_identity(road.generated, seed=road.seed),
+            _renamed(ssim_within_identity(road.prepared / "train_all", seed=road.seed), "real"),
+        ),
     ]
     if road.toy is not None:
         results += swap_truth(road.generated, road.raw).metrics()

@@ -1,6 +1,9 @@
+import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from skimage.metrics import structural_similarity
 from reid_eval.cli import main
 from reid_eval.feature_sets import FeatureSet
 from reid_eval.inception import tensor_shapes
+from reid_eval.locks import locked
 from reid_eval.pair_results import ssim_within_identity
 from reid_eval.report import MetricResult
 
@@ -90,8 +94,10 @@ def test_a_measurement_is_kept_where_it_was_asked_for(people, command):
 def test_ssim_of_one_folder_is_called_diversity(people):
     result = invoke("ssim", people / "real", "--pairs", 4, "--seed", 3)
     expected = ssim_within_identity(people / "real", pairs=4, seed=3)
-    assert result.stdout.startswith(f"ssim_within_identity: {expected.value:.4f} (lower is better)")
-    assert "diversity, not fidelity" in result.stdout
+    assert result.stdout.startswith(f"ssim_within_identity: {expected.value:.4f} (right is what real pictures have)")
+    assert "diversity, not fidelity; lower is more varied" in result.stdout
+    assert "is better" not in result.stdout
+    assert expected.higher_is_better is None
 
 
 def test_ssim_of_two_folders_is_called_fidelity(people):
@@ -158,12 +164,12 @@ def test_a_cut_off_picture_is_named_in_one_line(people):
     assert "pairs with an unreadable picture left out" in left_out.stdout
 
 
-def test_an_out_that_is_a_file_is_refused_but_the_number_is_not_lost(people):
+def test_an_out_that_is_a_file_is_refused_before_anything_is_measured(people, monkeypatch):
+    monkeypatch.setattr("reid_eval.one_pass.read_picture", lambda *_, **__: pytest.fail("decoded"))
     (people / "notes.txt").write_text("mine")
-    result = invoke("ssim", people / "real", "--out", people / "notes.txt")
-    assert (result.exit_code, (people / "notes.txt").read_text()) == (1, "mine")
-    assert "notes.txt is not a folder" in result.stderr
-    assert result.stdout.startswith("ssim_within_identity: ")
+    line = refusal(invoke("ssim", people / "real", "--out", people / "notes.txt"))
+    assert "notes.txt: is a file; expected a folder for metric files" in line
+    assert (people / "notes.txt").read_text() == "mine"
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing(people):
@@ -346,12 +352,9 @@ def test_pairs_of_a_table_are_compared_whatever_they_are_called(people):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (
-            None,
-            "pairs.csv: not a table of pairs (No such file or directory); expected a .csv with columns first,second",
-        ),
-        ("a,b\n1,2\n", "pairs.csv: 1 rows with columns a, b; expected first,second and a row per pair"),
-        ("first,second\n", "pairs.csv: 0 rows with columns first, second"),
+        (None, "pairs.csv: no such file; expected a table (.csv) of pairs, first,second"),
+        ("a,b\n1,2\n", "pairs.csv: no column first, second, found a, b; expected a table"),
+        ("first,second\n", "pairs.csv: column names and no rows; expected a row per pair"),
         ("first,second\n0001/0001_c1_0.png,nobody.png\n", "pairs.csv, line 2: "),
         ("first,second\n0001/0001_c1_0.png\n", "pairs.csv, line 2: "),
     ],
@@ -364,6 +367,30 @@ def test_a_table_of_pairs_that_cannot_be_used_is_explained(people, text, words):
     assert words in refusal(invoke("ssim", people / "fake", people / "real", "--pairs-file", table))
 
 
+@pytest.mark.parametrize("write", ["mark", "semicolons", "utf-16", "windows"])
+def test_tables_of_pairs_by_spreadsheets_and_by_windows_are_read(people, write):
+    table, row = people / "pairs.csv", "0001/0001_c1_0.png"
+    text = f"first,second\n{row},{row}\n"
+    match write:
+        case "mark":
+            table.write_text(text, encoding="utf-8-sig")
+        case "semicolons":
+            table.write_text(text.replace(",", ";").replace("first", "First"))
+        case "utf-16":
+            table.write_text(text.replace(",", "\t"), encoding="utf-16")
+        case "windows":
+            table.write_bytes(text.replace("0001/", ".\\0001\\").replace("\n", "\r\n").encode())
+    result = invoke("ssim", people / "real", people / "real", "--pairs-file", table)
+    assert result.stdout.startswith("ssim_of_pairs: 1.0000"), result.output
+
+
+def test_a_row_that_is_repeated_is_remarked(people, caplog):
+    table = people / "pairs.csv"
+    table.write_text("first,second\n" + "0001/0001_c1_0.png,0002/0002_c1_0.png\n" * 2)
+    assert invoke("ssim", people / "real", people / "real", "--pairs-file", table).exit_code == 0
+    assert "1 rows repeat a pair that stands above them" in caplog.text
+
+
 def test_numbers_of_unlike_making_are_not_compared(people):
     files = []
     for seed in (0, 0, 1):
@@ -372,3 +399,235 @@ def test_numbers_of_unlike_making_are_not_compared(people):
         files.append(out / "ssim_within_identity.json")
     assert "equal" in invoke("diff", files[0], files[1]).stdout
     assert "seed: 0 against 1" in refusal(invoke("diff", files[0], files[2]))
+
+
+# --- whose outputs ----------------------------------------------------------------------------------------------------
+
+FID = ["fid", "real", "fake", "--extractor", "random"]
+
+
+@pytest.fixture
+def here(people, monkeypatch):
+    monkeypatch.chdir(people)
+    return people
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place", "words"),
+    [
+        ([*FID, "--csv", "notes.csv"], "notes.csv", "exists and was not made by reid-eval fid --csv"),
+        ([*FID, "--csv", "real/0001/0001_c1_0.png"], "real/0001/0001_c1_0.png", "which this command reads"),
+        ([*FID, "--out", "metrics"], "metrics/fid_random_demo.json", "exists and was not made by reid-eval"),
+        (["stats", "real", "theirs.npz", "--extractor", "random"], "theirs.npz", "was not made by reid-eval stats"),
+        (["stats", "real", "notes.csv", "--extractor", "random"], "notes.csv", "expected a name that ends in .npz"),
+        (["ssim", "fake", "real", "--pairs-file", "p.csv", "--csv", "p.csv"], "p.csv", "is read by this command"),
+        (["ssim", "fake", "--out", "fake"], "real/0001/0001_c1_0.png", "is read by this command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_somebody_else_made_and_what_is_read_is_refused_before_the_work(
+    here, monkeypatch, arguments, place, words
+):
+    Path("metrics").mkdir()
+    Path("metrics/fid_random_demo.json").write_text('{"theirs": 1}')
+    Path("notes.csv").write_text("their,own\n")
+    Path("p.csv").write_text("first,second\n0001/0001_c1_0.png,0001/0001_c1_0.png\n")
+    np.savez("theirs.npz", weights=np.zeros(3))
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    monkeypatch.setattr("reid_eval.one_pass.read_picture", lambda *_, **__: pytest.fail("decoded"))
+    line = refusal(invoke(*arguments))
+    assert words in line
+    assert Path(place).name in line or "fake" in line
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+def test_with_overwrite_other_files_are_replaced_but_no_input(here):
+    Path("notes.csv").write_text("their,own\n")
+    np.savez("theirs.npz", weights=np.zeros(3))
+    assert invoke(*FID, "--csv", "notes.csv", "--overwrite").exit_code == 0
+    assert (
+        Path("notes.csv").read_text().startswith("name,value,low,high,unit,higher_is_better,protocol\nfid_random_demo,")
+    )
+    assert invoke("stats", "real", "theirs.npz", "--extractor", "random", "--overwrite").exit_code == 0
+    assert FeatureSet.load("theirs.npz").count == 6
+    line = refusal(invoke(*FID, "--csv", "real/0001/0001_c1_0.png", "--overwrite"))
+    assert "which this command reads" in line
+    np.savez("real/theirs.npz", weights=np.zeros(3))
+    line = refusal(invoke("stats", "real", "real/theirs.npz", "--extractor", "random", "--overwrite"))
+    assert "which this command reads" in line
+
+
+def test_earlier_outputs_of_the_same_command_are_replaced(here):
+    for _ in range(2):
+        result = invoke(*FID, "--csv", "new/n.csv", "--out", "new/metrics", "--no-cache")
+        assert result.exit_code == 0, result.output
+        assert invoke("stats", "real", "real.npz", "--extractor", "random").exit_code == 0
+    assert sorted(path.name for path in Path("new").rglob("*")) == ["fid_random_demo.json", "metrics", "n.csv"]
+
+
+def test_two_outputs_in_one_place_are_refused(here):
+    line = refusal(invoke(*FID, "--csv", "m/fid_random_demo.json", "--out", "m"))
+    assert "two outputs of this command" in line
+    assert not Path("m").exists()
+
+
+@pytest.mark.parametrize("arguments", [[*FID, "--out", "m"], [*FID, "--csv", "m/n.csv"], ["stats", "real", "m/s.npz"]])
+def test_a_second_writer_is_told_who_writes_and_nothing_is_lost(here, arguments):
+    file = Path("m") / {"--out": "fid_random_demo.json", "--csv": "n.csv"}.get(arguments[-2], "s.npz")
+    extractor = [] if "--extractor" in arguments else ["--extractor", "random"]
+    Path("m").mkdir()
+    with locked(file, "reid-eval of somebody else"):
+        line = refusal(invoke(*arguments, *extractor))
+    assert "reid-eval of somebody else (process " in line
+    assert invoke(*arguments, *extractor).exit_code == 0
+    assert file.is_file()
+
+
+def test_a_measurement_that_fails_leaves_no_new_folder(here):
+    Path("fake/0001/0001_c1_0.png").write_bytes(b"damaged")
+    refusal(invoke(*FID, "--strict", "--out", "a/b/metrics", "--csv", "c/d.csv"))
+    assert not Path("a").exists()
+    assert not Path("c").exists()
+
+
+def test_cells_that_a_spreadsheet_would_run_are_defused(here):
+    Path("=HYPERLINK(1)").mkdir()
+    for name in ("real", "fake"):
+        shutil.copytree(name, f"=HYPERLINK(1)/{name}")
+    np.savez("=HYPERLINK(1)/bare.npz", mu=np.zeros(64), sigma=np.eye(64))
+    invoke("fid", "=HYPERLINK(1)/bare.npz", "fake", "--extractor", "random", "--csv", "n.csv")
+    rows = list(csv.reader(Path("n.csv").read_text().splitlines()))
+    assert not any(cell.startswith(("=", "@")) for row in rows for cell in row)
+
+
+def test_escape_codes_in_names_do_not_reach_the_terminal(here):
+    odd = Path("fake") / "\x1b[31mred\n"
+    Path("fake/0001").rename(odd)
+    (odd / "a.avif").write_bytes(b"")
+    np.savez("\x1b[2J.npz", mu=np.zeros(64), sigma=np.eye(64))
+    for arguments in (
+        ["fid", "\x1b[2J.npz", "fake", "--extractor", "random", "--out", "\x1b[1mm"],
+        ["ssim", "fake", "--csv", "\x1b[1mm.csv"],
+        ["ssim", str(odd), "--strict"],
+    ):
+        result = invoke(*arguments, "--no-cache")
+        assert "\x1b" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("arguments", [FID, ["ssim", "fake"], ["images", "real", "fake", "--extractor", "random"]])
+def test_whoever_keeps_nothing_is_told_how_to(here, arguments):
+    last = invoke(*arguments).stderr.strip().splitlines()[-1]
+    assert "--out FOLDER/metrics" in last
+    assert "--out FOLDER/metrics" not in invoke(*arguments, "--csv", "n.csv").stderr
+
+
+# --- which number -----------------------------------------------------------------------------------------------------
+
+
+def test_the_number_of_compute_market_is_that_of_the_whole_preset_and_each_names_the_other(here):
+    alone = invoke("ssim", "fake", "--preset", "dgnet-paper")
+    whole = invoke("images", "real", "fake", "--preset", "dgnet-paper", "--metrics", "ssim", "--json")
+    found = {metric["name"]: metric["value"] for metric in json.loads(whole.stdout)["metrics"]}
+    assert alone.stdout.startswith(f"dssim_lab_within_identity_dgnet: {found['dssim_lab_within_identity_dgnet']:.4f} ")
+    assert "what DG-Net's compute_market.py prints as SSIM" in alone.stdout
+    other = invoke("ssim", "fake").stdout
+    assert other.startswith("ssim_within_identity: ")
+    assert "compute_market.py prints another number as SSIM: --preset dgnet-paper" in other
+
+
+@pytest.mark.parametrize("extra", [["real"], ["--pairs", "3"], ["--seed", "1"]])
+@pytest.mark.parametrize("command", ["ssim", "lpips"])
+def test_the_preset_of_pairs_fixes_them_and_is_about_one_folder(here, command, extra):
+    result = invoke(command, "fake", *extra, "--preset", "dgnet-paper")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--preset dgnet-paper" in result.stderr
+
+
+def test_the_distance_to_real_pictures_stands_beside_a_diversity(here):
+    lines = invoke("images", "real", "fake", "--metrics", "ssim").stdout.splitlines()
+    values = [float(line.split()[1]) for line in lines[:2]]
+    assert lines[0].startswith("ssim_within_identity: ")
+    shown = float(lines[0].split("(")[1].split()[0])
+    assert shown == pytest.approx(values[0] - values[1], abs=2e-4)
+    assert "from that of real pictures, which is right" in lines[0]
+    assert lines[1].endswith("(of real pictures)")
+
+
+# --- stopping ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [FID, ["images", "real", "fake", "--metrics", "ssim"], ["stats", "real", "s.npz"]]
+)
+def test_a_time_limit_leaves_with_75_and_writes_nothing(here, arguments):
+    extractor = ["--extractor", "random"] if "stats" in arguments else []
+    result = invoke(*arguments, *extractor, "--max-hours", "0")
+    assert (result.exit_code, result.stdout) == (75, "")
+    assert "--max-hours 0 reached" in result.stderr.strip().splitlines()[-1]
+    assert not Path("s.npz").exists()
+
+
+STOPPED = """
+import os, signal, sys
+from reid_eval import extractors
+from reid_eval.cli import main
+make = extractors.RandomExtractor.__call__
+name = sys.argv.pop(1)
+calls = []
+def stops(self, pixels_batch):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), getattr(signal, name))
+    return make(self, pixels_batch)
+extractors.RandomExtractor.__call__ = stops
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_leaves_with_75_and_the_same_command_goes_on(here, name):
+    arguments = [*FID, "--batch-size", "2", "--workers", "1"]
+    stopped = subprocess.run(
+        [sys.executable, "-c", STOPPED, name, *arguments], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert (stopped.returncode, stopped.stdout) == (75, ""), stopped.stderr
+    assert f"{name}: 6 features are kept in " in stopped.stderr
+    again = invoke(*arguments)
+    assert again.exit_code == 0
+    assert again.stdout == invoke(*arguments, "--no-cache").stdout
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning_and_no_number(here, monkeypatch):
+    expected = invoke(*FID, "--no-cache").stdout
+    Path("file").write_text("mine")
+    for place in ("file", "file/cache", "x" * 300):
+        monkeypatch.setenv("REID_CACHE", place)
+        result = invoke(*FID)
+        assert (result.exit_code, result.stdout) == (0, expected)
+    assert Path("file").read_text() == "mine"
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "fid",
+        "kid",
+        "prdc",
+        "ssim",
+        "lpips",
+        "images",
+        "stats",
+        *(f"weights {one}" for one in ("list", "verify", "fetch", "import")),
+    ],
+)
+def test_examples_in_help_keep_their_lines_at_80_columns(monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line.rstrip() for line in invoke(*command.split(), "--help").stdout.splitlines()]
+    start = next(number for number, line in enumerate(lines) if line.strip() in ("Example:", "Examples:"))
+    shown = lines[start + 1 : lines.index("", start + 1)]
+    assert shown
+    assert all(line.startswith(f"   reid-eval {command.split()[0]} ") for line in shown)

@@ -73,13 +73,17 @@ def test_weights_that_are_not_the_published_ones_say_so(inception_file):
     assert "NOT the published ones" in extractor.description
 
 
-def test_unresized_pictures_keep_their_size_and_small_ones_are_refused(inception_file):
+def test_unresized_pictures_keep_their_size_and_small_and_large_ones_are_refused(inception_file, monkeypatch):
     extractor = InceptionExtractor(inception_file, device="cpu", any_weights=True, resize="none")
     pictures = [*noise(1, height=80, width=76), *noise(2, height=90, width=75)]
     alone = np.concatenate([extractor([pixels]) for pixels in pictures])
     np.testing.assert_allclose(extractor(pictures), alone, rtol=1e-4, atol=1e-5 * np.abs(alone).max())
+    monkeypatch.setattr(extractors, "_PIXELS_AT_ONCE", 90 * 75)  # one at a time
+    np.testing.assert_allclose(extractor(pictures), alone, rtol=1e-4, atol=1e-5 * np.abs(alone).max())
     with pytest.raises(ExtractorError, match="16x8 pixels, not resized: Inception needs at least 75x75"):
         extractor(list(noise(1)))
+    with pytest.raises(ExtractorError, match=r"91x75 pixels, not resized: expected at most 6,750, .* REID_MAX_PIXELS"):
+        extractor(list(noise(1, height=91, width=75)))
 
 
 def test_a_file_of_another_network_is_said_to_be_one(tmp_path):
@@ -88,7 +92,7 @@ def test_a_file_of_another_network_is_said_to_be_one(tmp_path):
     with pytest.raises(WeightFileError, match=r"does not fit the network: 565 tensors missing .*1 of another shape"):
         InceptionExtractor(file, device="cpu", any_weights=True)(list(noise(1)))
     file.write_text("a text")
-    with pytest.raises(WeightFileError, match="not a weight file"):
+    with pytest.raises(WeightFileError, match="expected a weight file"):
         InceptionExtractor(file, device="cpu", any_weights=True)(list(noise(1)))
 
 

@@ -5,7 +5,8 @@ import mpmath
 import numpy as np
 import pytest
 
-from reid_eval.frechet import ImageStats, StatisticsError, frechet_distance, frechet_distance_of_features
+from reid_eval import frechet as module
+from reid_eval.frechet import ImageStats, StatisticsError, frechet, frechet_distance, frechet_distance_of_features
 
 DATA = json.loads((Path(__file__).parent / "data" / "evaluation_vectors.json").read_text())
 VECTORS = DATA["frechet"]
@@ -158,3 +159,161 @@ def test_few_vectors_need_no_covariance():
 def test_sets_without_a_covariance_are_refused(first, words):
     with pytest.raises(StatisticsError, match=words):
         frechet_distance_of_features(first, np.ones((3, 9)))
+
+
+# --- covariances that are none, or are one but for rounding -----------------------------------------------------------
+
+
+def sparse_sets() -> list[np.ndarray]:
+    """Features as networks give them: none below 0, and most directions with hardly any variance."""
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(64, 64)) * (1.0 + np.arange(64)) ** -2
+    return [np.maximum(rng.normal(size=(80, 64)) @ mix.T + shift, 0) for shift in (0, 0.1)]
+
+
+def kept_as(kind: str, sets: list[np.ndarray] | None = None) -> list[np.ndarray]:
+    """Mean and covariance of both sets, kept as some programs keep them."""
+    found = [(side.mean(axis=0), np.cov(side, rowvar=False)) for side in sets or sparse_sets()]
+    return [part.astype(kind) for side in found for part in side]
+
+
+def distance_by_eigenvalues(mean1, cov1, mean2, cov2) -> float:
+    """With negative eigenvalues of the covariances counted as 0, by roots of the matrices."""
+    roots = []
+    for cov in (cov1, cov2):
+        values, vectors = np.linalg.eigh(cov.astype(np.float64))
+        roots.append(vectors * np.sqrt(np.where(values > 0, values, 0)) @ vectors.T)
+    trace = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
+    gap = mean1.astype(np.float64) - mean2.astype(np.float64)
+    return gap @ gap + np.trace(cov1.astype(np.float64)) + np.trace(cov2.astype(np.float64)) - 2 * trace
+
+
+@pytest.mark.parametrize(("kind", "close"), [("f8", 1e-9), ("f4", 1e-5), ("f2", 0.1)])
+def test_statistics_kept_in_few_bits_give_about_the_number_and_a_remark(kind, close):
+    true, kept = kept_as("f8"), kept_as(kind)
+    found = frechet(*kept, names=("a.npz", "b.npz"))
+    assert found.value == pytest.approx(distance_by_eigenvalues(*kept), rel=1e-9)
+    assert found.value == pytest.approx(distance_by_eigenvalues(*true), rel=close)
+    if kind == "f2":
+        assert [remark.split(":")[0] for remark in found.remarks] == ["a.npz", "b.npz"]
+        assert "negative, down to -" in found.remarks[0]
+        assert "rounding (16 bits)" in found.remarks[0]
+    else:
+        assert found.remarks == ()
+
+
+def test_values_of_16_bits_are_known_as_such_in_a_file_of_64():
+    kept = kept_as("f2")
+    assert frechet(*(part.astype(np.float64) for part in kept)) == frechet(*kept)
+
+
+def test_a_set_that_is_kept_in_16_bits_is_at_distance_0_from_itself_and_that_is_said():
+    mean, cov, _, _ = kept_as("f2")
+    found = frechet(mean, cov, mean, cov)
+    assert (found.value, len(found.remarks)) == (0, 2)
+
+
+def test_the_remarks_are_warnings_of_the_distance_alone(caplog):
+    assert frechet_distance(*kept_as("f2")) == frechet(*kept_as("f2")).value
+    assert caplog.text.count("eigenvalues of the covariance are negative") == 2
+
+
+def with_smallest(cov: np.ndarray, value: float) -> np.ndarray:
+    """A covariance with another smallest eigenvalue."""
+    values, vectors = np.linalg.eigh(cov)
+    return (vectors * np.array([value, *values[1:]])) @ vectors.T
+
+
+def spoilt(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    mean, cov, _, _ = kept_as("f8")
+    spread = cov.trace()
+    match kind:
+        case "negated":
+            return mean, -cov
+        case "lower half":
+            return mean, np.tril(cov)
+        case "complex":
+            return mean, cov.astype(np.complex128)
+        case "complex mean":
+            return mean.astype(np.complex128), cov
+        case "no diagonal":
+            return mean, cov - np.diag(cov.diagonal())
+        case "one negative variance":
+            cov[5, 5] = -cov[5, 5]
+        case "one negative variance in 16 bits":
+            cov = cov.astype("f2").astype("f8")
+            cov[5, 5] = -(2.0**-10)
+        case "negative beyond rounding":
+            cov = with_smallest(cov, -1e-9 * spread)
+        case "negative beyond rounding in 16 bits":
+            cov = with_smallest(cov, -5e-3 * spread).astype("f2")
+        case "negative behind the last pivot":
+            cov = np.diag([1.0, 0, 0])
+            cov[1, 2] = cov[2, 1] = 0.5
+            mean = np.zeros(3)
+        case "not finite":
+            cov[0, 1] = cov[1, 0] = np.nan
+        case "texts":
+            cov = cov.astype("U8")
+        case "another shape":
+            cov = cov[:-1]
+    return mean, cov
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("negated", "a variance of -"),
+        ("lower half", "not symmetric"),
+        ("complex", "of type complex128, expected real numbers"),
+        ("complex mean", "of type complex128, expected real numbers"),
+        ("no diagonal", "not positive semidefinite, with eigenvalues from -"),
+        ("one negative variance", "a variance of -"),
+        ("one negative variance in 16 bits", "a variance of -"),
+        ("negative beyond rounding", "not positive semidefinite"),
+        ("negative beyond rounding in 16 bits", "not positive semidefinite"),
+        ("negative behind the last pivot", "not positive semidefinite"),
+        ("not finite", "not finite"),
+        ("texts", "expected real numbers"),
+        ("another shape", "a covariance of"),
+    ],
+)
+def test_what_is_no_covariance_is_refused_by_name_and_never_the_best_score_there_is(kind, words):
+    mean, cov = spoilt(kind)
+    good = np.zeros(len(mean)), np.eye(len(mean))
+    for sides, names in ((((mean, cov), good), ("bad.npz", "x")), ((good, (mean, cov)), ("x", "bad.npz"))):
+        with pytest.raises(StatisticsError, match=r"bad\.npz: ") as refusal:
+            frechet(*sides[0], *sides[1], names=names)
+        assert words in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_symmetric_matrix_gives_the_right_number_or_a_refusal(seed):
+    rng = np.random.default_rng(seed)
+    base = rng.normal(size=(12, rng.integers(1, 20)))
+    cov = base @ base.T
+    cov += np.diag(rng.normal(size=12)) * rng.choice([0, 1e-15, 1e-6, 1])
+    other = np.eye(12)
+    try:
+        value = frechet_distance(np.zeros(12), cov, np.zeros(12), other)
+    except StatisticsError:
+        assert np.linalg.eigvalsh(cov)[0] < -1e-12
+    else:
+        assert np.linalg.eigvalsh(cov)[0] > -1e-9
+        assert value == pytest.approx(distance_by_eigenvalues(np.zeros(12), cov, np.zeros(12), other), rel=1e-6)
+
+
+@pytest.mark.parametrize("off", [1e-3, np.nan])
+def test_a_distance_that_is_impossible_is_refused_and_never_0(monkeypatch, off):
+    features = np.random.default_rng(0).normal(size=(20, 4))
+    nuclear_norm = module._nuclear_norm
+    monkeypatch.setattr(module, "_nuclear_norm", lambda matrix: nuclear_norm(matrix) * (1 + off))
+    with pytest.raises(StatisticsError, match=r"impossible|too large"):
+        distance(features, features)
+
+
+def test_numbers_that_are_too_large_for_a_distance_are_refused():
+    cov = np.diag([1e200, 1e200])
+    with pytest.raises(StatisticsError, match="too large"):
+        frechet_distance(np.zeros(2), cov, np.zeros(2), cov)

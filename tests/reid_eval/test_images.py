@@ -1,6 +1,10 @@
+import hashlib
 import itertools
 import logging
+import signal
 import struct
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -14,12 +18,14 @@ from PIL import Image, ImageFile, ImageFilter
 from skimage.color import rgb2lab
 from skimage.metrics import structural_similarity
 
+from reid_eval.errors import Stopped
 from reid_eval.extractors import RandomExtractor
 from reid_eval.feature_sets import FeatureSetError
 from reid_eval.files import ImageError, list_images
 from reid_eval.frechet import StatisticsError, frechet_distance_of_features
-from reid_eval.images import DGNET_PAPER, feature_set, fid, measure_images
+from reid_eval.images import DGNET_PAPER, Protocol, feature_set, fid, measure_images, plan_images
 from reid_eval.pairs import identity_pairs
+from reid_eval.stopping import stoppable
 
 
 class MeanColour:
@@ -457,7 +463,7 @@ def test_the_dgnet_papers_dissimilarity_round_by_round(tmp_path):
     assert result.value == pytest.approx((max(means) + min(means)) / 2, rel=1e-5)
     assert result.made_by["interval"] == pytest.approx([min(means), max(means)], rel=1e-5)
     assert max(means) > min(means)
-    assert result.higher_is_better
+    assert result.higher_is_better is None
 
 
 def test_a_side_with_more_pictures_than_the_protocol_takes_is_drawn_from_with_a_seed(tmp_path):
@@ -477,3 +483,199 @@ def test_a_side_with_more_pictures_than_the_protocol_takes_is_drawn_from_with_a_
     vectors, others = (feature_set(side, MeanColour()).features for side in (real, fake))
     parts = (list(rows) for rows in itertools.combinations(range(9), 5))
     assert min(abs(frechet_distance_of_features(vectors[rows], others) - some.value) for rows in parts) < 1e-9
+
+
+# --- what is told beside the numbers ----------------------------------------------------------------------------------
+
+
+def test_one_equal_pair_of_many_leaves_the_mean_of_the_others_and_is_counted(tmp_path):
+    first, second = save(tmp_path / "a", noise(5)), save(tmp_path / "b", noise(5, seed=1))
+    save(second, noise(5)[:1])
+    some, all_equal = (measure_images(side, first, metrics=["pairs"])[1] for side in (second, first))
+    pixels = [noise(5, seed=seed).astype(np.float64) for seed in (0, 1)]
+    errors = [np.square(pixels[0][number] - pixels[1][number]).mean() for number in range(1, 5)]
+    assert some.value == pytest.approx(np.mean([10 * np.log10(255**2 / error) for error in errors]), rel=1e-12)
+    assert some.made_by["equal_pairs"] == 1
+    assert "Mean over 4 pairs" in some.protocol
+    assert "1 pairs are equal." in some.protocol
+    assert (all_equal.value, all_equal.made_by["equal_pairs"]) == (np.inf, 5)
+    assert "Mean over 5 pairs" in all_equal.protocol
+    assert "5 pairs are equal." in all_equal.protocol
+
+
+def test_diversity_has_no_better_direction_and_says_how_far_it_is_from_that_of_real_pictures(tmp_path):
+    real, mush = (
+        people(tmp_path / "real", seed=0, count=4),
+        people(tmp_path / "mush", seed=1, count=4, change=noisy(90)),
+    )
+    made, of_real = measure_images(real, mush, metrics=["ssim"])
+    assert (made.name, of_real.name) == ("ssim_within_identity", "ssim_within_identity_real")
+    assert made.value < of_real.value  # noise is more varied than people are, and no better
+    assert (made.higher_is_better, of_real.higher_is_better) == (None, None)
+    beside = made.made_by["beside_real"]
+    assert (beside["value"], beside["difference"]) == (of_real.value, made.value - of_real.value)
+    assert beside["pictures"] == of_real.made_by["pictures"]
+    assert (
+        f"Real pictures have {of_real.value:.4f}, so these are {-beside['difference']:.4f} below it." in made.protocol
+    )
+    (alone,) = measure_images(None, mush, metrics=["ssim"])
+    assert (alone.value, alone.higher_is_better, alone.made_by["how"]) == (made.value, None, made.made_by["how"])
+
+
+def test_files_that_may_have_been_meant_as_pictures_are_counted_by_their_suffixes(tmp_path):
+    real, fake = people(tmp_path / "real", seed=0, count=2), people(tmp_path / "fake", seed=1, count=2)
+    for name in ("0000/a.avif", "0000/b.AVIF", "0001/c", "notes.txt", "index.json", ".hidden.avif", "README"):
+        (fake / name).write_bytes(b"")
+    (fake / "@eaDir").mkdir()
+    (fake / "@eaDir" / "d.avif").write_bytes(b"")
+    results = measure_images(real, fake, metrics=["fid", "ssim", "pairs"], extractor=MeanColour())
+    remark = f"3 files in {fake} passed over, by their suffixes no pictures (.avif: 2, without a suffix: 1)."
+    assert [remark in result.protocol for result in results] == [True, True, False, True, True]
+    assert remark in results[0].made_by["remarks"]
+
+
+@pytest.mark.parametrize("quotable", [True, False])
+@pytest.mark.parametrize("stored", [(), ("real",), ("real", "fake")])
+def test_the_names_of_the_numbers_are_known_before_anything_is_measured(tmp_path, stored, quotable):
+    extractor = MeanColour()
+    extractor.quotable = quotable
+    places = {side: people(tmp_path / side, seed=seed, count=3) for seed, side in enumerate(("real", "fake"))}
+    metrics = ["fid", "kid", "prdc", "identity"] if stored else list(EVERYTHING)
+    for side in stored:
+        feature_set(places[side], extractor).save(tmp_path / f"{side}.npz")
+        places[side] = tmp_path / f"{side}.npz"
+    for how in (Protocol(), replace(DGNET_PAPER, kid_subsets=2, kid_subset_size=5)):
+        plan = plan_images(
+            places["real"], places["fake"], metrics=metrics, extractor=extractor, reid=extractor, protocol=how
+        )
+        names = plan.names
+        assert names == [result.name for result in plan.run()]
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("metric", "count", "words"),
+    [
+        ("kid", 1, "a kernel distance (KID) needs at least 2"),
+        ("fid", 1, "a Frechet distance needs at least 2"),
+        ("prdc", 5, "precision, recall, density and coverage need at least 6"),
+        ("identity", 1, "identity consistency needs at least 2"),
+    ],
+)
+def test_each_metric_of_too_few_pictures_is_called_by_its_own_name(tmp_path, metric, count, words):
+    real, fake = save(tmp_path / "real", noise(6)), save(tmp_path / "fake", noise(count))
+    with pytest.raises(StatisticsError, match=rf"fake: {count} pictures below it, ") as refusal:
+        measure_images(real, fake, metrics=[metric], extractor=MeanColour(), reid=MeanColour())
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize("spoilt", ["zero", "equal"])
+def test_vectors_that_tell_no_identity_are_refused_and_no_accident(tmp_path, spoilt):
+    class Spoilt(MeanColour):
+        def __call__(self, pixels_batch):
+            vectors = super().__call__(pixels_batch)
+            return vectors * 0 if spoilt == "zero" else vectors * 0 + 1
+
+    root = people(tmp_path / "real", seed=0, count=2)
+    words = {"zero": "0000_c1_0.png: a vector of zeros", "equal": "all vectors are equal"}[spoilt]
+    with pytest.raises(StatisticsError, match=words.replace(".", r"\.")):
+        measure_images(root, root, metrics=["identity"], reid=Spoilt())
+
+
+def test_a_statistics_file_is_known_by_all_of_its_content(tmp_path):
+    real, fake = save(tmp_path / "real", noise(9)), save(tmp_path / "fake", noise(9, seed=1))
+    for name, folder in (("real", real), ("fake", fake)):
+        feature_set(folder, MeanColour()).save(tmp_path / f"{name}.npz")
+    cache = tmp_path / "cache"
+
+    def measured():
+        places = tmp_path / "real.npz", tmp_path / "fake.npz"
+        return measure_images(*places, metrics=["kid"], extractor=MeanColour(), cache=cache)[0]
+
+    first = measured()
+    assert first.made_by["real"]["statistics"] == {
+        "file": str(tmp_path / "real.npz"),
+        "sha256": hashlib.sha256((tmp_path / "real.npz").read_bytes()).hexdigest(),
+    }
+    with np.load(tmp_path / "fake.npz") as stored:  # another order of the rows: the same moments
+        arrays = {**stored, "features": stored["features"][::-1], "files": stored["files"][::-1]}
+    np.savez(tmp_path / "fake.npz", **arrays)
+    again = measured()
+    assert again.value == pytest.approx(first.value, rel=1e-9)
+    assert again.made_by["fake"]["statistics"] != first.made_by["fake"]["statistics"]
+
+
+# --- stopping and going on --------------------------------------------------------------------------------------------
+
+
+class StopsItself(MeanColour):
+    """An extractor in whose third batch the process is asked to stop."""
+
+    def __call__(self, pixels_batch):
+        vectors = super().__call__(pixels_batch)
+        if self.calls == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return vectors
+
+
+def test_features_that_were_made_before_a_stop_are_not_made_again(tmp_path):
+    real, fake = save(tmp_path / "real", noise(9)), save(tmp_path / "fake", noise(12, seed=1))
+    rotated(fake / "000.png")
+    how = {"metrics": ["fid"], "batch_size": 2, "cache": tmp_path / "cache", "workers": 1}
+    with stoppable(), pytest.raises(Stopped, match=r"SIGTERM: 6 features are kept in .*cache; run the same command"):
+        measure_images(real, fake, extractor=StopsItself(), **how)
+    extractor = MeanColour()
+    (result,) = measure_images(real, fake, extractor=extractor, **how)
+    assert extractor.calls == 2 + 6  # three pictures of the real side, and all of the other
+    (whole,) = measure_images(real, fake, metrics=["fid"], extractor=MeanColour(), batch_size=2)
+    assert (result.value, result.made_by) == (whole.value, whole.made_by)
+
+
+def test_a_picture_that_stops_everything_costs_no_feature_that_was_made(tmp_path):
+    real = save(tmp_path / "real", noise(9))
+    (real / "008.png").write_bytes(b"damaged")
+    how = {"batch_size": 2, "cache": tmp_path / "cache"}
+    extractor = MeanColour()
+    for _ in range(2):
+        with pytest.raises(ImageError, match=r"008\.png"):
+            feature_set(real, extractor, strict=True, **how)
+    assert extractor.calls == 4
+
+
+def test_without_a_cache_nothing_is_said_to_be_kept(tmp_path):
+    real = save(tmp_path / "real", noise(9))
+    with stoppable(), pytest.raises(Stopped, match="SIGTERM: no features are kept"):
+        feature_set(real, StopsItself(), batch_size=2)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+from reid_eval.errors import Stopped
+from reid_eval.extractors import RandomExtractor
+from reid_eval.images import Protocol, fid, measure_images
+import torch, skimage.color
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+small, large = sys.argv[1:]
+fid(small, small, RandomExtractor())
+before = peak()
+fid(large, large, RandomExtractor())
+for dssim_lab in (False, True):
+    measure_images(None, large, metrics=["ssim"], protocol=Protocol(pairs=1, dssim_lab=dssim_lab))
+measure_images(large, large, metrics=["pairs"])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory otherwise")
+def test_the_largest_pictures_that_are_read_take_about_a_gigabyte(tmp_path):
+    """Three million pixels here, so that it is quick; that is an eleventh of the limit."""
+    small = save(tmp_path / "small", noise(2))
+    save(tmp_path / "large" / "1", [np.repeat(np.repeat(noise(1, seed=seed)[0], 125, 0), 188, 1) for seed in (0, 1)])
+    command = [sys.executable, "-c", LARGE, str(small), str(tmp_path / "large")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout.splitlines()[-1]) < 220

@@ -70,3 +70,12 @@ def test_too_few_vectors_and_unequal_lengths_are_refused():
             measure(np.zeros((9, 3)), long)
     with pytest.raises(StatisticsError, match="5 pictures for subsets of 1000"):
         kid_subsets(few, few)
+
+
+@pytest.mark.parametrize("measure", [kid, prdc])
+@pytest.mark.parametrize("side", [0, 1])
+def test_values_that_are_no_numbers_are_refused_and_no_bad_score(measure, side):
+    sides = [np.random.default_rng(seed).normal(size=(9, 4)) for seed in (0, 1)]
+    sides[side][3, 2] = np.nan
+    with pytest.raises(StatisticsError, match="not finite"):
+        measure(*sides)

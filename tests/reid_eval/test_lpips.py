@@ -3,9 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import models
 
+from reid_eval import lpips as module
+from reid_eval.files import file_fingerprint
 from reid_eval.lpips import Lpips, LpipsError
+from reid_eval.one_pass import MeasureError
+from reid_eval.pair_results import lpips_metric, of_pairs
 from reid_eval.weights import WeightFileError
 
 
@@ -65,3 +70,54 @@ def test_other_weights_sizes_and_networks_are_refused(files):
         lpips(pictures(1, 20, 40), pictures(1, 20, 40))
     with pytest.raises(LpipsError, match="2 different sizes"):
         lpips(pictures(1), pictures(1, 50, 40))
+
+
+def test_many_pixels_are_measured_in_parts_with_the_same_distances(files, monkeypatch):
+    lpips = Lpips("alex", weights=files[0], heads=files[1], any_weights=True, device="cpu")
+    some = pictures(5)
+    pairs = some[:4], some[1:]
+    expected = lpips(*pairs)
+    monkeypatch.setitem(module._PIXELS_AT_ONCE, "alex", 2 * 40 * 36 + 1)
+    np.testing.assert_allclose(lpips(*pairs), expected, rtol=1e-5)
+
+
+def test_a_picture_that_would_take_more_than_a_gigabyte_is_refused_unless_it_is_asked_for(files, monkeypatch):
+    lpips = Lpips("alex", weights=files[0], heads=files[1], any_weights=True, device="cpu")
+    monkeypatch.setitem(module._PIXELS_AT_ONCE, "alex", 40 * 36)
+    with pytest.raises(
+        LpipsError, match=r"40x36 pixels: LPIPS with AlexNet takes more .* above 720 pixels; .*REID_MAX"
+    ):
+        lpips(pictures(1), pictures(1))
+    monkeypatch.setenv("REID_MAX_PIXELS", "2000")
+    assert lpips(pictures(1), pictures(1)) == 0
+
+
+def test_tensors_of_odd_names_are_said_not_to_fit(files, tmp_path):
+    torch.save({"features.x.weight": torch.zeros(2), "features": torch.zeros(1)}, tmp_path / "odd.pth")
+    lpips = Lpips("alex", weights=tmp_path / "odd.pth", heads=files[1], any_weights=True, device="cpu")
+    with pytest.raises(WeightFileError, match=r"odd\.pth: does not fit the network: 10 tensors missing"):
+        lpips(pictures(1), pictures(1))
+
+
+def test_damaged_heads_give_an_error_and_no_pairs_that_could_not_be_read(files, tmp_path):
+    heads = torch.load(files[1])
+    torch.save({name: value * torch.nan for name, value in heads.items()}, tmp_path / "heads.pth")
+    for number, pixels in enumerate(pictures(2)):
+        for side in "ab":
+            (tmp_path / side).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / side / f"{number}.png")
+    lpips = Lpips("alex", weights=files[0], heads=tmp_path / "heads.pth", any_weights=True, device="cpu")
+    with pytest.raises(MeasureError, match=r"0\.png: measured as what is no number; are the weights damaged"):
+        of_pairs(tmp_path / "a", tmp_path / "b", [lpips_metric(lpips)], strict=False)
+
+
+def test_the_whole_checksums_stand_in_the_record_of_a_result(files, tmp_path):
+    for number, pixels in enumerate(pictures(2)):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "a" / f"{number}.png")
+    lpips = Lpips("alex", weights=files[0], heads=files[1], any_weights=True, device="cpu")
+    (result,) = of_pairs(tmp_path / "a", tmp_path / "a", [lpips_metric(lpips)])
+    assert result.made_by["how"]["weights"] == {
+        "alex trunk": file_fingerprint(files[0]),
+        "alex heads": file_fingerprint(files[1]),
+    }

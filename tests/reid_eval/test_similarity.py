@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.color import rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from reid_eval.files import ImageError
 from reid_eval.pair_results import ssim_of_pairs, ssim_within_identity
 from reid_eval.pairs import PairsError
-from reid_eval.similarity import SimilarityError, dssim_lab, psnr_db, ssim, ssim_of_batch
+from reid_eval.similarity import SimilarityError, dssim_lab, mean_psnr_db, psnr_db, ssim, ssim_of_batch
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "evaluation_vectors.json").read_text())["ssim"]
 
@@ -197,3 +198,41 @@ def test_a_result_knows_the_pictures_it_was_made_from(tmp_path):
     made_by, other_made_by = (ssim_within_identity(folder).made_by["pictures"] for folder in (root, other))
     assert made_by["images"] == 2
     assert made_by["fingerprint"] != other_made_by["fingerprint"]
+
+
+# --- pictures of any size -------------------------------------------------------------------------------------------
+
+
+def patterned(height: int, width: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 30_000), (9, 24_001), (700, 500), (30_000, 7)])
+def test_large_pictures_in_strips_are_compared_as_whole_ones(height, width):
+    first, second = patterned(height, width, 0), patterned(height, width, 1)
+    assert ssim(first, second) == pytest.approx(
+        structural_similarity(first, second, channel_axis=2, data_range=255), abs=1e-7
+    )
+    labs = [
+        rgb2lab((((side / 127.5 - 1).astype(np.float32) + 1) * np.float32(127.5)).astype(np.uint8)).astype(np.float32)
+        for side in (first, second)
+    ]
+    expected = (1 - structural_similarity(*labs, channel_axis=2, data_range=100)) / 2
+    assert dssim_lab(first, second) == pytest.approx(expected, rel=1e-5)
+    error_sq = np.square(first.astype(np.float64) - second).mean()
+    assert psnr_db(first, second) == pytest.approx(10 * math.log10(255**2 / error_sq), rel=1e-12)
+
+
+def test_one_value_of_a_large_picture_counts():
+    first = np.zeros((1500, 1500, 3), np.uint8)
+    second = first.copy()
+    second[-1, -1, -1] = 1
+    assert psnr_db(first, second) == pytest.approx(10 * math.log10(255**2 * first.size), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([20, 30], (25, 0)), ([20, np.inf, 30], (25, 1)), ([np.inf, np.inf], (np.inf, 2))],
+)
+def test_equal_pairs_are_counted_beside_the_mean_of_the_others(values, expected):
+    assert mean_psnr_db(np.array(values)) == expected

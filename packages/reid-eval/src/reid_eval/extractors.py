@@ -18,14 +18,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from reid_eval.errors import ReidError
-from reid_eval.files import fingerprint
+from reid_eval.files import fingerprint, max_pixels
 from reid_eval.resizing import RESIZE_TEXT, ResizeRule, resized, rows_by_shape
 from reid_eval.weights import (
     find_weights,
@@ -44,6 +43,9 @@ if TYPE_CHECKING:
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _BACKBONE_HW = (224, 224)
+
+# So many pixels at native size take about 1 GiB in a network.
+_PIXELS_AT_ONCE = 1 << 22
 
 
 class ExtractorError(ReidError):
@@ -72,6 +74,11 @@ class Extractor(Protocol):
 
     def __call__(self, pixels_batch: list[np.ndarray], /) -> np.ndarray:
         """Pixels (uint8, RGB, (H, W, 3) each) to vectors (B, num_features)."""
+
+
+def weights_of(extractor: Extractor) -> dict[str, str]:
+    """The whole SHA-256 of each weight file that decides an extractor's vectors, as far as it has `weights`."""
+    return dict(getattr(extractor, "weights", {}))
 
 
 def extractor_from_name(
@@ -110,6 +117,8 @@ def extractor_from_name(
         raise ExtractorError(f"{option}: only for the extractors inception, torchvision and timm, not {name}")
     if name == "random":
         return RandomExtractor()
+    from importlib.metadata import entry_points
+
     offered = {entry.name: entry for entry in entry_points(group="reid_eval.extractors")}
     if kind in offered:
         if not argument:
@@ -125,8 +134,9 @@ def extractor_from_name(
 class _NetworkExtractor(ABC):
     """Weights, device and precision of a network that is built when the first pictures come."""
 
-    def __init__(self, *, sha256: str, device: str, resize: ResizeRule, half: bool) -> None:
-        self.sha256, self.resize, self.half = sha256, resize, half
+    def __init__(self, file: Path, network: str, *, sha256: str, device: str, resize: ResizeRule, half: bool) -> None:
+        self.file, self.sha256, self.resize, self.half = file, sha256, resize, half
+        self.weights = {network: sha256}
         self._device_name = device
 
     @property
@@ -170,7 +180,16 @@ class _NetworkExtractor(ABC):
         """Unresized pictures go through the network size by size."""
         vectors = np.empty((len(pixels_batch), num_features), np.float32)
         for rows in rows_by_shape(pixels_batch):
-            vectors[rows] = run([pixels_batch[row] for row in rows])
+            height, width = pixels_batch[rows[0]].shape[:2]
+            if (allowed := max_pixels(_PIXELS_AT_ONCE)) < height * width:
+                raise ExtractorError(
+                    f"a picture of {height}x{width} pixels, not resized: expected at most {allowed:,}, which take "
+                    "about 1 GiB; choose another --resize, or set REID_MAX_PIXELS"
+                )
+            at_once = max(1, _PIXELS_AT_ONCE // (height * width))
+            for start in range(0, len(rows), at_once):
+                some = rows[start : start + at_once]
+                vectors[some] = run([pixels_batch[row] for row in some])
         return vectors
 
 
@@ -193,12 +212,12 @@ class InceptionExtractor(_NetworkExtractor):
         any_weights: bool = False,
     ) -> None:
         published = known_weights("inception")
-        self.file = weights if weights is not None else find_weights(published, offline=offline)
+        file = weights if weights is not None else find_weights(published, offline=offline)
         is_other = any_weights and weights is not None
-        sha256 = weights_sha256(self.file, expected=published) if is_other else verify_weights(published, self.file)
+        sha256 = weights_sha256(file, expected=published) if is_other else verify_weights(published, file)
         self.quotable = sha256.startswith(published.sha256_start)
         self.name = "inception" if self.quotable else "inception_demo"
-        super().__init__(sha256=sha256, device=device, resize=resize, half=half)
+        super().__init__(file, "inception", sha256=sha256, device=device, resize=resize, half=half)
 
     @property
     def description(self) -> str:
@@ -262,14 +281,13 @@ class BackboneExtractor(_NetworkExtractor):
         if weights is None:
             published = _published_backbone(library, model)
             weights = find_weights(published, offline=offline)
-        self.file = weights
         sha256 = weights_sha256(weights)
-        if (said := published_name(weights.name)) and not sha256.startswith(said.sha256_start) and not any_weights:
+        if (said := published_name(weights.name)) and not any_weights:
             verify_weights(said, weights)
         self.quotable = not any_weights
         safe = "".join(character if character.isalnum() else "_" for character in model.lower())
         self.name = f"{safe}:{sha256[:8]}"
-        super().__init__(sha256=sha256, device=device, resize=resize, half=half)
+        super().__init__(weights, model, sha256=sha256, device=device, resize=resize, half=half)
 
     @property
     def description(self) -> str:

@@ -1,44 +1,57 @@
-"""The features of a set of pictures, in memory, in a file that others can read too, and in a cache keyed by content.
+"""The features of a set of pictures, in memory, and in a file that others can read too.
 
 made = FeatureSet(extractor="mean colour", name="mean_colour", features=vectors, files=("a.png", ...))
 made.save("real.npz")                  # mu and sigma as pytorch-fid reads them, with features and a card beside them
 FeatureSet.load("real.npz")            # or a file with nothing but mu and sigma
+
+Of a file only what is needed is read, its checksums are compared, and what does not fit together is refused.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import zipfile
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import reid_eval
+from reid_eval.arrays import StoredArrays, open_npz
 from reid_eval.errors import ReidError
 from reid_eval.files import atomic_path
-from reid_eval.frechet import ImageStats, StatisticsError, frechet_distance, frechet_distance_of_features
+from reid_eval.frechet import Frechet, ImageStats, StatisticsError, frechet, frechet_distance_of_features
+from reid_eval.reading import reading
 
 FEATURES_FORMAT = 1
 _ROWS = 4096
-
-logger = logging.getLogger(__name__)
+_EXPECTED = "a folder of pictures, or a statistics file .npz as reid-eval stats and pytorch-fid write it"
+_OURS = ("format", "card", "features", "files")
 
 
 class FeatureSetError(ReidError):
     """A statistics file cannot be used, or two sets cannot be compared."""
 
 
+class Maker(NamedTuple):
+    """What made features, as far as the names of metrics ask: its description, its name, and if it may be quoted."""
+
+    extractor: str
+    name: str
+    quotable: bool
+
+
 @dataclass(frozen=True)
 class FeatureSet:
     """Vectors of N pictures, or only their mean and covariance.
 
-    `extractor` is the description of what made them, "" if that is not known; `name` names metrics. `files` are paths
-    relative to the folder, a row each. `pictures` says which pictures they were (folder, images, fingerprint, and
-    what was met while reading them).
+    `extractor` is the description of what made them, "" if that is not known; `name` names metrics, and `weights` has
+    the whole SHA-256 of each weight file that decided the vectors. `files` are paths relative to the folder, a row
+    each. `pictures` says which pictures they were (folder, images, fingerprint, and what was met while reading them).
+    `file` is the statistics file that all this was read from, if any, and `bits` those of its mu and sigma.
     """
 
     extractor: str
@@ -48,6 +61,14 @@ class FeatureSet:
     files: tuple[str, ...] = ()
     moments: tuple[np.ndarray, np.ndarray] | None = None
     pictures: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    file: str = ""
+    bits: int = 64
+
+    @property
+    def maker(self) -> Maker:
+        """What made the vectors."""
+        return Maker(self.extractor, self.name, self.quotable)
 
     @property
     def num_features(self) -> int:
@@ -64,8 +85,8 @@ class FeatureSet:
 
     @property
     def where(self) -> str:
-        """The folder or file, for messages."""
-        return str(self.pictures.get("folder", "?"))
+        """The file or folder, for messages."""
+        return self.file or str(self.pictures.get("folder", "?"))
 
     @cached_property
     def _moments(self) -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +134,7 @@ class FeatureSet:
             "name": self.name,
             "quotable": self.quotable,
             "pictures": self.pictures,
+            "weights": self.weights,
             "reid_eval": reid_eval.__version__,
         }
         with atomic_path(file) as part, part.open("wb") as stream:
@@ -127,61 +149,132 @@ class FeatureSet:
         Raises:
             FeatureSetError: the file is missing, damaged, of another format, or holds neither.
         """
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except FileNotFoundError:
-            raise FeatureSetError(
-                f"{file}: no such file; expected a folder of pictures or a statistics file .npz"
-            ) from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-            reason = (isinstance(error, OSError) and error.strerror) or error
-            raise FeatureSetError(
-                f"{file}: not a statistics file ({reason}); make it again with reid-eval stats"
-            ) from None
-        if not {"mu", "sigma"} <= arrays.keys():
-            raise FeatureSetError(
-                f"{file}: holds {', '.join(sorted(arrays)) or 'nothing'}; expected mu and sigma, as pytorch-fid and "
-                "reid-eval "
-                "stats write them"
-            )
-        mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise FeatureSetError(
-                f"{file}: mu of shape {mean.shape} and sigma of {covariance.shape} do not belong together"
-            )
-        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise FeatureSetError(f"{file}: mu or sigma hold values that are not finite; make the file again")
-        if "format" not in arrays:
-            return cls(extractor="", name="", moments=(mean, covariance), pictures={"folder": str(file)})
-        if int(arrays["format"]) != FEATURES_FORMAT:
-            raise FeatureSetError(
-                f"{file}: statistics format {int(arrays['format'])}, expected {FEATURES_FORMAT}; made by another "
-                "version"
-            )
-        try:
-            card = json.loads(str(arrays["card"]))
-            return cls(
-                extractor=card["extractor"],
-                name=card["name"],
-                quotable=bool(card["quotable"]),
-                features=arrays.get("features"),
-                files=tuple(arrays["files"].tolist()) if "files" in arrays else (),
-                moments=(mean, covariance),
-                pictures=dict(card["pictures"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FeatureSetError(
-                f"{file}: its card cannot be read ({error}); make it again with reid-eval stats"
-            ) from None
+        with open_npz(file, FeatureSetError, _EXPECTED) as stored:
+            mean, covariance, bits = _stored_moments(Path(file), stored)
+            ours = [name for name in _OURS if name in stored]
+            if not ours:
+                found = cls(
+                    "", "", moments=(mean, covariance), pictures={"folder": str(file)}, file=str(file), bits=bits
+                )
+            else:
+                with reading(file, FeatureSetError, _EXPECTED, remedy="make it again with reid-eval stats"):
+                    found = _with_card(Path(file), stored, mean, covariance)
+        return found
 
 
-def frechet_of_sets(real: FeatureSet, fake: FeatureSet) -> float:
-    """Squared Frechet distance of two sets, the cheap way where there are fewer pictures than features.
+def is_statistics_file(file: Path | str) -> bool:
+    """Whether a file is one that `FeatureSet.save` wrote."""
+    try:
+        with open_npz(file, FeatureSetError, _EXPECTED) as stored:
+            return {"mu", "sigma", "format", "card"} <= set(stored)
+    except FeatureSetError:
+        return False
+
+
+def _stored_moments(file: Path, stored: StoredArrays) -> tuple[np.ndarray, np.ndarray, int]:
+    """mu and sigma as float64, and the bits of their numbers in the file."""
+    if not {"mu", "sigma"} <= set(stored):
+        raise FeatureSetError(
+            f"{file}: holds {', '.join(sorted(stored)[:8]) or 'nothing'}; expected mu and sigma, as pytorch-fid and "
+            "reid-eval stats write them"
+        )
+    headers = [stored.header(name) for name in ("mu", "sigma")]
+    shapes = [header.shape for header in headers]
+    if len(shapes[0]) != 1 or not shapes[0][0] or shapes[1] != shapes[0] * 2:  # before any memory is taken
+        raise FeatureSetError(f"{file}: mu of shape {shapes[0]} and sigma of {shapes[1]} do not belong together")
+    moments = []
+    for name, header in zip(("mu", "sigma"), headers, strict=True):
+        if header.dtype.kind not in "biuf":
+            raise FeatureSetError(f"{file}: {name} of type {header.dtype}, expected real numbers; make the file again")
+        moments.append(np.asarray(stored[name], np.float64))
+        if not np.isfinite(moments[-1]).all():
+            raise FeatureSetError(f"{file}: {name} holds values that are not finite; make the file again")
+    bits = min((8 * header.dtype.itemsize for header in headers if header.dtype.kind == "f"), default=64)
+    return moments[0], moments[1], min(bits, 64)
+
+
+def _with_card(file: Path, stored: StoredArrays, mean: np.ndarray, covariance: np.ndarray) -> FeatureSet:
+    """What `FeatureSet.save` wrote."""
+    if missing := [name for name in ("format", "card") if name not in stored]:
+        raise FeatureSetError(f"{file}: {', '.join(missing)} missing beside {', '.join(sorted(stored))}; damaged")
+    if (version := int(stored["format"])) != FEATURES_FORMAT:
+        raise FeatureSetError(
+            f"{file}: statistics format {version}, expected {FEATURES_FORMAT}; made by another version"
+        )
+    card = json.loads(str(stored["card"]))
+    features, files = None, tuple[str, ...]()
+    if "features" in stored or "files" in stored:
+        if (header := stored.header("features")).shape[1:] != mean.shape or header.dtype.kind != "f":
+            raise FeatureSetError(
+                f"{file}: features {header.dtype} of shape {header.shape} do not belong to mu of {mean.shape}"
+            )
+        if (named := stored.header("files").shape) not in (header.shape[:1], (0,)):
+            raise FeatureSetError(f"{file}: features of {header.shape[0]} pictures, but {named} names of files")
+        features, files = np.asarray(stored["features"]), tuple(str(name) for name in stored["files"].tolist())
+        _refuse_other_moments(file, features, mean, covariance)
+    return FeatureSet(
+        extractor=_known("extractor", card["extractor"], str),
+        name=_known("name", card["name"], str, pattern=r"[a-z0-9_]+(:.*)?"),
+        quotable=_known("quotable", card["quotable"], bool),
+        features=features,
+        files=files,
+        moments=(mean, covariance),
+        pictures=_known_pictures(card["pictures"]),
+        weights={str(name): _known(name, digest, str) for name, digest in card.get("weights", {}).items()},
+        file=str(file),
+    )
+
+
+def _refuse_other_moments(file: Path, features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> None:
+    """See that mu and the diagonal of sigma are those of the features."""
+    if len(features) < 2:
+        raise FeatureSetError(f"{file}: features of {len(features)} pictures, expected at least 2")
+    total = np.zeros(len(mean))
+    for start in range(0, len(features), _ROWS):
+        total += np.square(features[start : start + _ROWS].astype(np.float64) - mean).sum(axis=0)
+    variance = total / (len(features) - 1)
+    own_mean = features.mean(axis=0, dtype=np.float64)
+    scale = float(np.sqrt(variance.max()) + np.abs(mean).max())
+    if not (
+        np.allclose(own_mean, mean, rtol=1e-6, atol=1e-6 * scale)
+        and np.allclose(variance, covariance.diagonal(), rtol=1e-6, atol=1e-6 * scale**2)
+    ):
+        raise FeatureSetError(f"{file}: mu and sigma are not those of the features beside them; make the file again")
+
+
+def _known(key: str, value: Any, kind: type, pattern: str = "") -> Any:
+    """A value of a card, of the kind that it has to be.
+
+    Raises:
+        ValueError: it is of another.
+    """
+    fits = type(value) is kind
+    if fits and pattern:
+        fits = re.fullmatch(pattern, value) is not None
+    if not fits or (kind is int and value < 0):
+        raise ValueError(f"its card says {value!r} for {key}")
+    return value
+
+
+def _known_pictures(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card says of its pictures; keys of other versions stay."""
+    kinds = {"folder": str, "fingerprint": str, **dict.fromkeys(("images", "unreadable"), int)}
+    kinds |= dict.fromkeys(("animated", "rotated", "transparent"), int)
+    found = {key: _known(key, value, kinds[key]) if key in kinds else value for key, value in said.items()}
+    for key in ("codecs", "modes", "sizes", "passed_over"):
+        found |= (
+            {key: {str(name): _known(name, number, int) for name, number in found[key].items()}} if key in found else {}
+        )
+    return found
+
+
+def frechet_of_sets(real: FeatureSet, fake: FeatureSet) -> Frechet:
+    """Squared Frechet distance of two sets, the cheap way where there are fewer pictures than features; its remarks
+    say what is to be known of statistics that are kept in few bits.
 
     Raises:
         FeatureSetError: they were made by different extractors.
-        StatisticsError: a set has fewer than two pictures.
+        StatisticsError: a set has fewer than two pictures, or its statistics are no mean and covariance.
     """
     refuse_unlike(real, fake)
     for side in (real, fake):
@@ -191,8 +284,10 @@ def frechet_of_sets(real: FeatureSet, fake: FeatureSet) -> float:
             )
     few = min((side.count or side.num_features) for side in (real, fake)) < real.num_features
     if few and real.features is not None and fake.features is not None:
-        return frechet_distance_of_features(real.features, fake.features)
-    return frechet_distance(real.mean, real.covariance, fake.mean, fake.covariance)
+        return Frechet(frechet_distance_of_features(real.features, fake.features))
+    found = frechet(real.mean, real.covariance, fake.mean, fake.covariance, names=(real.where, fake.where))
+    kept = [f"{side.where}: mu and sigma are kept in {side.bits} bits." for side in (real, fake) if side.bits < 64]
+    return Frechet(found.value, (*kept, *found.remarks))
 
 
 def refuse_unlike(real: FeatureSet, fake: FeatureSet) -> None:
@@ -205,6 +300,11 @@ def refuse_unlike(real: FeatureSet, fake: FeatureSet) -> None:
         raise FeatureSetError(
             f"{real.where} has {real.num_features} features and {fake.where} {fake.num_features}: made by different "
             "extractors"
+        )
+    if other := [name for name, digest in real.weights.items() if fake.weights.get(name, digest) != digest]:
+        raise FeatureSetError(
+            f"{real.where} and {fake.where} were made with different weights: {other[0]}, SHA-256 "
+            f"{real.weights[other[0]]} against {fake.weights[other[0]]}"
         )
     if real.extractor and fake.extractor and real.extractor != fake.extractor:
         raise FeatureSetError(

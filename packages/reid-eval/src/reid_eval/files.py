@@ -20,7 +20,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,11 @@ _EXIF_ORIENTATION, _EXIF_SOFTWARE = 0x0112, 0x0131
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
+# What lies beside pictures and is none; a suffix that is in neither list is worth a remark.
+_TEXTS = ("csv", "htm", "html", "ini", "json", "jsonl", "log", "md", "rst", "tsv", "txt", "xml", "yaml", "yml")
+_DATA = ("db", "h5", "hdf5", "lnk", "lock", "mat", "md5", "npy", "npz", "part", "pkl", "pt", "pth", "py", "sha256")
+_OTHERS = ("avi", "doc", "docx", "gz", "mkv", "mov", "mp4", "pdf", "rar", "tar", "tgz", "webm", "xls", "xlsx", "zip")
+_NO_PICTURES = frozenset(f".{suffix}" for suffix in (*_TEXTS, *_DATA, *_OTHERS))
 # Pillow knows dozens of formats more. Some are read by other programs (EPS is run by Ghostscript), none holds people.
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -74,16 +80,47 @@ def list_images(root: Path | str, *, recursive: bool = True) -> list[Path]:
         ImageError: there is no such folder, one below it cannot be opened, or a link leads back to where it is.
     """
     root = Path(root)
+    found = [path for path in _files_below(root, recursive) if is_image_name(path.name)]
+    return sorted(found, key=lambda path: path.relative_to(root).parts)
+
+
+def passed_over(root: Path | str) -> dict[str, int]:
+    """How many files under `root` might be pictures, but are not by their suffix: a number for each suffix.
+
+    Hidden ones and texts, tables and archives of numbers, which often lie beside pictures, do not count.
+
+    Raises:
+        ImageError: as `list_images`.
+    """
+    names = (path.name for path in _files_below(Path(root), recursive=True))
+    suffixes = Counter(
+        os.path.splitext(name)[1].lower() or "without a suffix"
+        for name in names
+        if not (name.startswith(".") or is_image_name(name) or _is_no_picture(name))
+    )
+    return dict(sorted(suffixes.items()))
+
+
+def passed_over_text(where: Path | str, counts: Mapping[str, int]) -> str:
+    """A sentence about what `passed_over` counted."""
+    suffixes = ", ".join(f"{suffix}: {number}" for suffix, number in counts.items())
+    return f"{sum(counts.values())} files in {where} passed over, by their suffixes no pictures ({suffixes})."
+
+
+def _is_no_picture(name: str) -> bool:
+    stem, suffix = os.path.splitext(name.lower())
+    return suffix in _NO_PICTURES or stem in ("readme", "license", "licence", "notice", "copying")
+
+
+def _files_below(root: Path, recursive: bool) -> Iterator[Path]:
     if not root.is_dir():
         found_instead = "is a file" if root.exists() else "no such folder"
         raise ImageError(f"{root}: {found_instead}; expected a folder of images")
-    found: list[Path] = []
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_unopened):
         subfolders[:] = [name for name in subfolders if not is_system_folder(name)] if recursive else []
         for name in subfolders:
             _refuse_link_to_itself(Path(folder, name))
-        found.extend(Path(folder, name) for name in names if is_image_name(name))
-    return sorted(found, key=lambda path: path.relative_to(root).parts)
+        yield from (Path(folder, name) for name in names)
 
 
 def _refuse_unopened(error: OSError) -> None:
@@ -113,8 +150,10 @@ class Picture:
     is_transparent: bool
 
 
-def read_picture(path: Path | str) -> Picture:
+def read_picture(path: Path | str, *, before_decoding: Callable[[int], None] | None = None) -> Picture:
     """Decode one image file: a regular file of one of `IMAGE_FORMATS`, of at most `max_pixels()`.
+
+    `before_decoding` is called with the number of pixels once it is known, and may wait for memory.
 
     Raises:
         ImageError: the file is missing, is no image, is cut off, is too large, or has more than 8 bits per channel.
@@ -124,12 +163,14 @@ def read_picture(path: Path | str) -> Picture:
             raise ImageError(f"{path}: not a readable image (a folder, a pipe or a device); remove it")
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             _refuse_huge(path, image.size)
+            if before_decoding is not None:
+                before_decoding(image.size[0] * image.size[1])
             image.load()  # some of what a file says of itself stands behind its pixels
             mode, codec = image.mode, str(image.format)
             is_animated = bool(getattr(image, "is_animated", False))
             has_clear_colours = image.info.pop("transparency", None) is not None
             is_rotated = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = np.asarray(image if mode == "RGB" else image.convert("RGB"))
     except ImageError:
         raise
     except FileNotFoundError:
@@ -147,8 +188,8 @@ def read_picture(path: Path | str) -> Picture:
     return Picture(pixels, codec, mode, is_animated, is_rotated, has_clear_colours or mode in ("RGBA", "LA", "PA"))
 
 
-def max_pixels() -> int:
-    """How many pixels a picture may have: $REID_MAX_PIXELS, by default 33.5 million.
+def max_pixels(usual: int = _MAX_PIXELS) -> int:
+    """How many pixels a picture may have: $REID_MAX_PIXELS, by default 33.5 million, or what is `usual` for a purpose.
 
     Raises:
         ImageError: the variable holds no number.
@@ -156,7 +197,7 @@ def max_pixels() -> int:
     chosen = os.environ.get("REID_MAX_PIXELS", "")
     if chosen and not (chosen.isdecimal() and int(chosen) > 0):
         raise ImageError(f"REID_MAX_PIXELS={chosen}: expected a number of pixels, such as {_MAX_PIXELS}")
-    return int(chosen or _MAX_PIXELS)
+    return int(chosen or usual)
 
 
 def _refuse_huge(path: Path | str, size: tuple[int, int]) -> None:
@@ -370,13 +411,28 @@ def file_fingerprint(path: Path | str) -> str:
 def describe_images(root: Path | str, paths: Iterable[Path]) -> dict[str, str | int]:
     """What a set of pictures below `root` was, for a metric's `made_by`: folder, number, hash of names and contents."""
     listed = list(paths)
-    parts = (part for path in listed for part in (path.relative_to(root).as_posix(), _bytes_of(path)))
+    parts = (part for path in listed for part in (path.relative_to(root).as_posix(), _content_of(path)))
     return {"folder": str(root), "images": len(listed), "fingerprint": fingerprint(parts)}
 
 
-def _bytes_of(path: Path) -> bytes:
-    """A file's content; of a broken link, a pipe, or what may not be read, nothing: whoever decodes it will say so."""
+def _content_of(path: Path) -> bytes | tuple[int, Iterator[memoryview]]:
+    """A file's content, in blocks where it is large; of a broken link, a pipe, or what may not be read, nothing.
+
+    Whoever decodes it will say so.
+    """
     try:
-        return path.read_bytes() if stat.S_ISREG(os.stat(path).st_mode) else b""
+        state = os.stat(path)
+        if not stat.S_ISREG(state.st_mode):
+            return b""
+        return path.read_bytes() if state.st_size <= _BLOCK_BYTES else (state.st_size, _blocks_of(path))
     except OSError:
         return b""
+
+
+_BLOCK_BYTES = 1 << 22
+
+
+def _blocks_of(path: Path) -> Iterator[memoryview]:
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            yield memoryview(block)

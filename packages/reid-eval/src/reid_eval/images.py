@@ -19,11 +19,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 import reid_eval
-from reid_eval.errors import ReidError
-from reid_eval.extractors import Extractor
+from reid_eval.errors import Stopped
+from reid_eval.extractors import Extractor, weights_of
 from reid_eval.feature_sets import FeatureSet, FeatureSetError
-from reid_eval.files import describe_images, fingerprint, list_images, write_text
+from reid_eval.files import describe_images, file_fingerprint, fingerprint, list_images, passed_over
 from reid_eval.frechet import StatisticsError
+from reid_eval.image_cache import ImageCache, Part
 from reid_eval.lpips import Lpips
 from reid_eval.one_pass import FeaturesOf, Measure, Reading, read_once
 from reid_eval.pair_results import (
@@ -32,20 +33,39 @@ from reid_eval.pair_results import (
     SSIM,
     PairJob,
     PairMetric,
+    beside_real,
     lpips_metric,
     of_pairs_job,
     within_identity_job,
 )
 from reid_eval.pairs import NamedPairs, PairsError, identity_pairs, pairs_by_name, pairs_from_table
 from reid_eval.report import MetricResult
-from reid_eval.set_results import fid_result, identity_results, kid_results, log_remarks, prdc_results
+from reid_eval.set_results import (
+    SET_METRICS,
+    Maker,
+    fid_result,
+    identity_results,
+    kid_results,
+    log_remarks,
+    prdc_results,
+    result_name,
+)
+from reid_eval.stopping import check_stop, stop_reason
 
 logger = logging.getLogger(__name__)
 
 Metric = Literal["fid", "kid", "prdc", "ssim", "lpips", "identity", "pairs"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 _OF_FEATURES = ("fid", "kid", "prdc")
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
+
+# What each metric of sets is called, and how many pictures of a side it needs at least.
+_NEEDED: dict[str, tuple[str, int]] = {
+    "prdc": ("precision, recall, density and coverage need", 6),
+    "fid": ("a Frechet distance needs", 2),
+    "kid": ("a kernel distance (KID) needs", 2),
+    "identity": ("identity consistency needs", 2),
+}
 
 DGNET_IMAGES = 12_936
 
@@ -129,14 +149,71 @@ def measure_images(
     Raises:
         ImageError: a folder is missing, or, `strict`, a picture cannot be read.
         StatisticsError, FeatureSetError, PairsError: the pictures do not give a number that was asked for.
+        Stopped: within `stopping.stoppable`, something asked to stop; features made so far are in the cache.
     """
+    return plan_images(
+        real,
+        fake,
+        metrics=metrics,
+        extractor=extractor,
+        reid=reid,
+        lpips=lpips,
+        pairs_file=pairs_file,
+        protocol=protocol,
+        batch_size=batch_size,
+        strict=strict,
+        cache=cache,
+    ).run(workers=workers)
+
+
+class ImagesPlan:
+    """What `measure_images` will measure: the names are known before a picture is decoded."""
+
+    def __init__(self, work: _Work, key: str, known: list[MetricResult] | None, *, strict: bool) -> None:
+        self._work, self._key, self._known, self._strict = work, key, known, strict
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the cache holds the results."""
+        return self._known is not None
+
+    @property
+    def names(self) -> list[str]:
+        """Those of the results."""
+        if self._known is not None:
+            return [result.name for result in self._known]
+        return [name for planned in self._work.planned for name in planned.names()]
+
+    def run(self, *, workers: int | None = None) -> list[MetricResult]:
+        """The results."""
+        if self._known is not None:
+            return self._known
+        results = self._work.run(workers=workers, strict=self._strict)
+        self._work.cache.keep_answer(self._key, results)
+        return results
+
+
+def plan_images(
+    real: Path | str | None,
+    fake: Path | str,
+    *,
+    metrics: Sequence[Metric],
+    extractor: Extractor | None = None,
+    reid: Extractor | None = None,
+    lpips: Lpips | None = None,
+    pairs_file: Path | None = None,
+    protocol: Protocol | None = None,
+    batch_size: int = 50,
+    strict: bool = True,
+    cache: Path | None = None,
+) -> ImagesPlan:
+    """What `measure_images` does, up to where pictures are decoded."""
     how = protocol or Protocol()
     if batch_size < 1:
         raise StatisticsError(f"batch size {batch_size}: expected at least 1")
-    wants_sets = any(metric in metrics for metric in (*_OF_FEATURES, "identity"))
-    sides = [_side(fake, needs_two=wants_sets)]
+    sides = [_side(fake, metrics)]
     if real is not None:
-        sides.insert(0, _side(real, needs_two=wants_sets))
+        sides.insert(0, _side(real, metrics))
     asked = {
         "format": _CACHE_FORMAT,
         "reid_eval": reid_eval.__version__,
@@ -145,16 +222,15 @@ def measure_images(
         "extractor": extractor.fingerprint if extractor is not None else "",
         "reid": reid.fingerprint if reid is not None else "",
         "lpips": lpips.fingerprint if lpips is not None else "",
-        "pairs_file": pairs_file.read_text(encoding="utf-8", errors="replace")
-        if pairs_file and pairs_file.is_file()
-        else "",
+        "pairs_file": file_fingerprint(pairs_file) if pairs_file is not None and pairs_file.is_file() else "",
         "protocol": asdict(how),
         "strict": strict,
     }
-    answer = _Answer(cache, fingerprint([json.dumps(asked, sort_keys=True)]))
-    if (known := answer.load()) is not None:
-        return known
-    work = _Work(how, batch_size, cache)
+    work = _Work(how, batch_size, ImageCache(cache))
+    key = fingerprint([json.dumps(asked, sort_keys=True)])
+    plan = ImagesPlan(work, key, work.cache.answer(key), strict=strict)
+    if plan.is_answered:
+        return plan
     if real is not None:
         _plan_sets(work, sides[0], sides[1], metrics, extractor, reid)
     diversity = [DSSIM_LAB if how.dssim_lab else SSIM] if "ssim" in metrics else []
@@ -164,9 +240,7 @@ def measure_images(
     if "pairs" in metrics and real is not None:
         fidelity = [SSIM, PSNR, *([lpips_metric(lpips)] if lpips is not None else [])]
         _plan_pairs(work, sides[0], sides[1], fidelity, pairs_file)
-    results = work.run([side for side in sides if side.stored is None], workers=workers, strict=strict)
-    answer.save(results)
-    return results
+    return plan
 
 
 def fid(
@@ -194,26 +268,29 @@ def feature_set(
     Raises:
         ImageError: there is no such folder, or, `strict`, a picture cannot be read.
         StatisticsError: there are fewer than two pictures.
+        Stopped: within `stopping.stoppable`, something asked to stop; features made so far are in the cache.
     """
-    work = _Work(Protocol(), batch_size, cache)
-    side = _side(folder, needs_two=True)
+    work = _Work(Protocol(), batch_size, ImageCache(cache))
+    side = _folder_side(Path(folder), pictures_below(folder))
     made = work.features(side, extractor)
-    work.read([side], workers=workers, strict=strict)
+    work.read(workers=workers, strict=strict)
     return made()
 
 
-def pictures_below(folder: Path | str) -> list[Path]:
-    """All pictures below a folder, at any depth, at least the two that a covariance needs.
+def pictures_below(folder: Path | str, metrics: Sequence[Metric] = ()) -> list[Path]:
+    """All pictures below a folder, at any depth, at least as many as the metrics need; without any, as a covariance.
 
     Raises:
         ImageError: there is no such folder.
-        StatisticsError: there are fewer than two pictures.
+        StatisticsError: there are too few pictures.
     """
     paths = list_images(folder)
-    if len(paths) < 2:
-        raise StatisticsError(
-            f"{folder}: {len(paths)} pictures below it, a Frechet distance needs at least 2 on each side"
-        )
+    needed = [found for metric, found in _NEEDED.items() if metric in metrics] or [("a covariance needs", 2)]
+    for what, number in needed:
+        if len(paths) < number:
+            raise StatisticsError(
+                f"{folder}: {len(paths)} pictures below it, {what} at least {number}{' on each side' * bool(metrics)}"
+            )
     return paths
 
 
@@ -224,22 +301,39 @@ def refuse_missing(places: Sequence[Path | str], metrics: Sequence[Metric]) -> N
         ImageError, StatisticsError, FeatureSetError: a place is not what is needed.
     """
     for place in map(Path, places):
-        if place.suffix.lower() == ".npz" and not place.is_dir():
+        if _is_statistics(place):
             FeatureSet.load(place)
-        elif any(metric in metrics for metric in (*_OF_FEATURES, "identity")):
-            pictures_below(place)
+        elif _are_of_sets(metrics):
+            pictures_below(place, metrics)
         else:
             list_images(place)
 
 
-def _side(where: Path | str, *, needs_two: bool) -> _Side:
+def _are_of_sets(metrics: Sequence[Metric]) -> bool:
+    return any(metric in _NEEDED for metric in metrics)
+
+
+def _is_statistics(place: Path) -> bool:
+    return place.suffix.lower() == ".npz" and not place.is_dir()
+
+
+def _side(where: Path | str, metrics: Sequence[Metric]) -> _Side:
     where = Path(where)
-    if where.suffix.lower() == ".npz" and not where.is_dir():
-        stored = FeatureSet.load(where)
+    if not _is_statistics(where):
+        return _folder_side(where, pictures_below(where, metrics) if _are_of_sets(metrics) else list_images(where))
+    sha256 = file_fingerprint(where)
+    stored = FeatureSet.load(where)
+    if "fingerprint" not in stored.pictures:  # nobody knows which pictures they were, but these moments are known
         content = fingerprint([stored.mean.tobytes(), stored.covariance.tobytes()])
-        return _Side(where, (), {"folder": str(where), "fingerprint": content}, stored)
-    paths = pictures_below(where) if needs_two else list_images(where)
-    return _Side(where, tuple(paths), dict(describe_images(where, paths)))
+        stored = replace(stored, pictures={**stored.pictures, "fingerprint": content})
+    stored = replace(stored, pictures={**stored.pictures, "statistics": {"file": str(where), "sha256": sha256}})
+    return _Side(where, (), {"folder": str(where), "sha256": sha256}, stored)
+
+
+def _folder_side(where: Path, paths: Sequence[Path]) -> _Side:
+    others = passed_over(where)
+    described = {**describe_images(where, paths), **({"passed_over": others} if others else {})}
+    return _Side(where, tuple(paths), described)
 
 
 def _plan_sets(
@@ -258,38 +352,68 @@ def _plan_sets(
             found = []
             if "fid" in metrics:
                 found.append(fid_result(first, second, variant=work.how.variant, note=work.how.note))
+                check_stop()
             if "kid" in metrics:
                 found += kid_results(first, second, subsets=work.how.kid_subsets, subset_size=work.how.kid_subset_size)
+                check_stop()
             if "prdc" in metrics:
                 found += prdc_results(first, second)
             return found
 
-        work.results.append(of_sets)
+        variants = {"fid": work.how.variant, "kid": "subsets" if work.how.kid_subsets is not None else ""}
+
+        def names() -> list[str]:
+            makers = [_maker(side, extractor) for side in (real, fake)]
+            asked = [metric for metric in _OF_FEATURES if metric in metrics]
+            return [
+                result_name(name, *makers, variant=variants.get(metric, ""))
+                for metric in asked
+                for name in SET_METRICS[metric]
+            ]
+
+        work.planned.append(_Planned(names, of_sets))
     if reid is not None and "identity" in metrics:
         seen = [work.features(side, reid) for side in (real, fake)]
-        work.results.append(lambda: identity_results(*(made() for made in seen)))
+        work.planned.append(
+            _Planned(
+                lambda: [
+                    result_name(name, *(_maker(side, reid) for side in (real, fake)))
+                    for name in SET_METRICS["identity"]
+                ],
+                lambda: identity_results(*(made() for made in seen)),
+            )
+        )
+
+
+def _maker(side: _Side, extractor: Extractor) -> Maker:
+    if side.stored is not None:
+        return side.stored.maker
+    return Maker("to be asked", extractor.name, extractor.quotable)
 
 
 def _plan_diversity(work: _Work, sides: Sequence[_Side], metrics: Sequence[PairMetric]) -> None:
     how = work.how
+    settings = {"pairs": how.pairs, "rounds": how.rounds, "seed": how.seed}
+    drawn = []
     for side in reversed(sides if metrics else ()):  # the generated side first
         is_reference = side is not sides[-1]
         try:
             root = side.folder("diversity within identities")
-            drawn = identity_pairs(root, side.paths, pairs=how.pairs, seed=how.seed, rounds=how.rounds)
+            pairs = identity_pairs(root, side.paths, pairs=how.pairs, seed=how.seed, rounds=how.rounds)
         except (PairsError, FeatureSetError) as error:
             if not is_reference:
                 raise
             logger.warning("no diversity of the real side for comparison: %s", error)
             continue
-        settings = {"pairs": how.pairs, "rounds": how.rounds, "seed": how.seed}
-        variant = "_".join(part for part in (how.variant, "real" if is_reference else "") if part)
-        for metric in metrics:
-            work.add_pairs(
-                within_identity_job(
-                    root, drawn, metric, how=settings, pictures=side.described, variant=variant, note=how.note
-                )
+        drawn.append((root, pairs, side, "_".join(part for part in (how.variant, "real" * is_reference) if part)))
+    for metric in metrics:
+        jobs = [
+            within_identity_job(
+                root, pairs, metric, how=settings, pictures=side.described, variant=variant, note=how.note
             )
+            for root, pairs, side, variant in drawn
+        ]
+        work.add_pairs(jobs, beside_real if len(jobs) == 2 else lambda only: [only])
 
 
 def _plan_pairs(work: _Work, real: _Side, fake: _Side, metrics: Sequence[PairMetric], pairs_file: Path | None) -> None:
@@ -302,31 +426,51 @@ def _plan_pairs(work: _Work, real: _Side, fake: _Side, metrics: Sequence[PairMet
         "resize": work.how.resize_pairs,
     }
     for metric in metrics:
-        work.add_pairs(
-            of_pairs_job(
-                first,
-                second,
-                named,
-                metric,
-                resize=work.how.resize_pairs,
-                how=settings,
-                pictures=(fake.described, real.described),
-            )
+        job = of_pairs_job(
+            first,
+            second,
+            named,
+            metric,
+            resize=work.how.resize_pairs,
+            how=settings,
+            pictures=(fake.described, real.described),
         )
+        work.add_pairs([job], lambda only: [only])
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """Results that are to be made once the pass is over, and their names."""
+
+    names: Callable[[], list[str]]
+    make: Callable[[], list[MetricResult]]
+
+
+@dataclass(frozen=True)
+class _Unmade:
+    """Features of a side that are to be read, and where they are kept."""
+
+    side: _Side
+    extractor: Extractor
+    measure: FeaturesOf
+    key: str
 
 
 class _Work:
     """What one pass has to read, and what is to be made of it afterwards."""
 
-    def __init__(self, how: Protocol, batch_size: int, cache: Path | None) -> None:
+    def __init__(self, how: Protocol, batch_size: int, cache: ImageCache) -> None:
         self.how, self.batch_size, self.cache = how, batch_size, cache
         self.measures: list[Measure] = []
-        self.results: list[Callable[[], list[MetricResult]]] = []
-        self._readings: dict[Path, Reading] = {}
+        self.planned: list[_Planned] = []
+        self._reading = Reading()
+        self._unmade: list[_Unmade] = []
+        self._made: dict[str, FeatureSet] = {}
 
-    def add_pairs(self, job: PairJob) -> None:
-        self.measures.append(job.values)
-        self.results.append(lambda: [job.result()])
+    def add_pairs(self, jobs: Sequence[PairJob], made: Callable[..., list[MetricResult]]) -> None:
+        """Have pairs read; `made` makes results of the jobs' results."""
+        self.measures += [job.values for job in jobs]
+        self.planned.append(_Planned(lambda: [job.name for job in jobs], lambda: made(*(job.result() for job in jobs))))
 
     def features(self, side: _Side, extractor: Extractor) -> Callable[[], FeatureSet]:
         """Have a side's features computed, unless they are known; the function gives them once the pass is over."""
@@ -338,35 +482,36 @@ class _Work:
                     "give the folder, or ask for the same extractor"
                 )
             return lambda: stored
-        paths = self._chosen(side.paths)
+        fingerprint_of_side = str(side.described["fingerprint"])
         key = fingerprint(
             [
                 str(_CACHE_FORMAT),
-                str(side.described["fingerprint"]),
+                fingerprint_of_side,
                 extractor.fingerprint,
                 str(self.how.max_images),
                 str(self.how.seed),
             ]
         )
-        kept = self.cache / "features" / f"{key}.npz" if self.cache is not None else None
-        if kept is not None and kept.is_file():
-            try:
-                known = FeatureSet.load(kept)
-                return lambda: replace(known, pictures={**known.pictures, "folder": str(side.where)})
-            except ReidError as error:
-                logger.warning("computed again: %s", error)
-        measure = FeaturesOf(paths, extractor, batch_size=self.batch_size)
-        self.measures.append(measure)
-        made: list[FeatureSet] = []
+        if (known := self.cache.features(key, fingerprint_of_side)) is not None:
+            self._made[key] = known
+        elif key not in {unmade.key for unmade in self._unmade}:
+            paths = self._chosen(side.paths)
+            measure = FeaturesOf(paths, extractor, batch_size=self.batch_size)
+            if (part := self.cache.part(key, len(paths))) is not None:
+                logger.warning("%s: %d of %d features were made before", side.where, len(part.rows), len(paths))
+                measure.know(part.rows, part.vectors)
+                self._reading.met |= {paths[row]: met for row, met in zip(part.rows, part.met, strict=True)}
+            self.measures.append(measure)
+            self._unmade.append(_Unmade(side, extractor, measure, key))
 
-        def result() -> FeatureSet:
-            if not made:
-                made.append(self._feature_set(side, extractor, measure))
-                if kept is not None:
-                    made[0].save(kept)
-            return made[0]
+        def of_side() -> FeatureSet:  # the same pictures may have lain elsewhere, beside other files
+            others: dict[str, Any] = {
+                name: value for name, value in side.described.items() if name in ("folder", "passed_over")
+            }
+            pictures = {name: value for name, value in self._made[key].pictures.items() if name != "passed_over"}
+            return replace(self._made[key], pictures={**pictures, **others}, file="")
 
-        return result
+        return of_side
 
     def _chosen(self, paths: Sequence[Path]) -> list[Path]:
         limit = self.how.max_images
@@ -377,12 +522,10 @@ class _Work:
 
     def _feature_set(self, side: _Side, extractor: Extractor, measure: FeaturesOf) -> FeatureSet:
         vectors, read = measure.vectors, measure.read_paths
-        reading = self._readings[side.where]
         if len(vectors) < 2:
             raise StatisticsError(
-                f"{side.where}: {len(vectors)} of {len(side.paths)} pictures could be read, and at least 2 are "
-                "needed on "
-                "each side"
+                f"{side.where}: {len(vectors)} of {len(side.paths)} pictures could be read, and at least 2 are needed "
+                "on each side"
             )
         if not np.isfinite(vectors).all():
             bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
@@ -395,58 +538,37 @@ class _Work:
             quotable=extractor.quotable,
             features=vectors,
             files=tuple(path.relative_to(side.where).as_posix().encode("utf-8", "replace").decode() for path in read),
-            pictures={**side.described, "images": len(vectors), **_met(reading)},
+            pictures={**side.described, "images": len(vectors), **self._reading.described(side.paths)},
+            weights=weights_of(extractor),
         )
 
-    def read(self, sides: Sequence[_Side], *, workers: int | None, strict: bool) -> None:
-        roots = [side.where for side in sides]
-        self._readings = {root: Reading() for root in roots}
-        if self.measures:
-            self._readings |= read_once(self.measures, roots=roots, workers=workers, strict=strict)
-
-    def run(self, sides: Sequence[_Side], *, workers: int | None, strict: bool) -> list[MetricResult]:
-        self.read(sides, workers=workers, strict=strict)
-        return [result for make in self.results for result in make()]
-
-
-def _met(reading: Reading) -> dict[str, Any]:
-    """What was met in reading, for a card: only what is there."""
-    met: dict[str, Any] = {
-        "codecs": dict(sorted(reading.codecs.items())),
-        "modes": dict(sorted(reading.modes.items())),
-        "sizes": dict(sorted(reading.sizes.items())),
-        "animated": reading.animated,
-        "rotated": reading.rotated,
-        "transparent": reading.transparent,
-        "unreadable": len(reading.unreadable),
-    }
-    return {key: value for key, value in met.items() if value}
-
-
-class _Answer:
-    """A whole answer in the cache."""
-
-    def __init__(self, cache: Path | None, key: str) -> None:
-        self.file = cache / "answers" / f"{key}.json" if cache is not None else None
-
-    def load(self) -> list[MetricResult] | None:
-        """The results, or None."""
-        if self.file is None or not self.file.is_file():
-            return None
+    def read(self, *, workers: int | None, strict: bool) -> None:
+        """Read the pictures, and keep the features that they give: also of a part, if the rest has to wait."""
         try:
-            stored = json.loads(self.file.read_text(encoding="utf-8"))
-            results = [MetricResult(**{**values, "value": float(values["value"])}) for values in stored]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            logger.warning("measured again: %s: not a kept answer (%s)", self.file, error)
-            return None
-        logger.warning("answered from the cache: nothing has changed (%s)", self.file)
-        return results
+            if any(measure.groups for measure in self.measures):
+                read_once(self.measures, workers=workers, strict=strict, reading=self._reading)
+        except BaseException as error:
+            kept = sum(self._keep_part(unmade) for unmade in self._unmade)
+            if isinstance(error, Stopped):
+                saved = f"{kept} features are kept in {self.cache.folder}" if kept else "no features are kept"
+                raise Stopped(f"{stop_reason() or 'stopped'}: {saved}; run the same command to go on") from None
+            raise
+        for unmade in self._unmade:
+            self._made[unmade.key] = self._feature_set(unmade.side, unmade.extractor, unmade.measure)
+            self.cache.keep_features(unmade.key, self._made[unmade.key])
 
-    def save(self, results: Sequence[MetricResult]) -> None:
-        """Keep them."""
-        if self.file is not None:
-            plain = [
-                {**asdict(result), "value": str(result.value) if np.isinf(result.value) else result.value}
-                for result in results
-            ]
-            write_text(self.file, json.dumps(plain, indent=2) + "\n")
+    def _keep_part(self, unmade: _Unmade) -> int:
+        rows = unmade.measure.rows
+        if not len(rows):
+            return 0
+        met = [self._reading.met[unmade.measure.paths[row]] for row in rows]
+        return len(rows) if self.cache.keep_part(unmade.key, Part(rows, unmade.measure.vectors, met)) else 0
+
+    def run(self, *, workers: int | None, strict: bool) -> list[MetricResult]:
+        """The results."""
+        self.read(workers=workers, strict=strict)
+        results = []
+        for planned in self.planned:
+            check_stop()
+            results += planned.make()
+        return results

@@ -88,6 +88,8 @@ def _refuse(x: np.ndarray, y: np.ndarray) -> None:
         raise StatisticsError(f"{x.shape[1]} features against {y.shape[1]}: expected one extractor for both sides")
     if min(len(x), len(y)) < 2:
         raise StatisticsError(f"{min(len(x), len(y))} pictures: KID needs at least 2 on each side")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise StatisticsError("features that are not finite; are the extractor's weights damaged?")
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:

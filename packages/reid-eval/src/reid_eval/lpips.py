@@ -19,7 +19,7 @@ import numpy as np
 
 from reid_eval.errors import ReidError
 from reid_eval.extractors import torch_device
-from reid_eval.files import fingerprint
+from reid_eval.files import fingerprint, max_pixels
 from reid_eval.weights import find_weights, known_weights, read_tensors, refuse_unfit, verify_weights, weights_sha256
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ _NET_NAMES: dict[LpipsNet, str] = {"alex": "AlexNet", "vgg": "VGG16", "squeeze":
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 _MIN_SIZE_PX = 32
+# So many pixels at once take about 1 GiB: maps of many channels at native size.
+_PIXELS_AT_ONCE: dict[LpipsNet, int] = {"alex": 1 << 23, "vgg": 3 << 19, "squeeze": 1 << 22}
 
 
 class LpipsError(ReidError):
@@ -79,6 +81,7 @@ class Lpips:
             hashes.append(sha256)
             files.append(file)
         self.trunk_file, self.heads_file = files
+        self.weights = {f"{net} trunk": hashes[0], f"{net} heads": hashes[1]}
         self.quotable = is_published
         self.name = f"lpips_{net}" if is_published else f"lpips_{net}_demo"
         self.fingerprint = fingerprint([net, *hashes])
@@ -99,10 +102,11 @@ class Lpips:
 
         name, layers = _TRUNKS[self.net]
         features = getattr(models, name)(weights=None).features[: layers[-1] + 1]
+        wanted = {str(number) for number in range(layers[-1] + 1)}
         state = {
             key.removeprefix("features."): value
             for key, value in read_tensors(self.trunk_file).items()
-            if key.startswith("features.") and _layer(key) <= layers[-1]
+            if key.startswith("features.") and key.split(".")[1] in wanted
         }
         refuse_unfit(
             self.trunk_file,
@@ -133,14 +137,25 @@ class Lpips:
         Raises:
             LpipsError: the pictures are of different size, or too small for the network.
         """
-        import torch
-
         shapes = {pixels.shape for pixels in (*first, *second)}
         if len(shapes) != 1:
             raise LpipsError(f"pictures of {len(shapes)} different sizes; resize them before comparing")
         height, width = next(iter(shapes))[:2]
         if min(height, width) < _MIN_SIZE_PX:
             raise LpipsError(f"pictures of {height}x{width} pixels: LPIPS needs at least {_MIN_SIZE_PX}x{_MIN_SIZE_PX}")
+        at_once = _PIXELS_AT_ONCE[self.net]
+        if (allowed := max_pixels(at_once // 2)) < height * width:
+            raise LpipsError(
+                f"pictures of {height}x{width} pixels: LPIPS with {_NET_NAMES[self.net]} takes more than 1 GiB for a "
+                f"pair above {allowed:,} pixels; make them smaller, or set REID_MAX_PIXELS"
+            )
+        pairs = max(1, at_once // (2 * height * width))
+        some = [slice(start, start + pairs) for start in range(0, len(first), pairs)]
+        return np.concatenate([self._distances(first[rows], second[rows]) for rows in some])
+
+    def _distances(self, first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
+        import torch
+
         seen: dict[int, int] = {}
         unique: list[np.ndarray] = []
         for pixels in (*first, *second):
@@ -162,7 +177,3 @@ class Lpips:
                     different = (unit[left] - unit[right]).square()
                     distances += (different * heads[number]).sum(dim=1).mean(dim=(1, 2)).double()
         return distances.cpu().numpy()
-
-
-def _layer(key: str) -> int:
-    return int(key.split(".")[1])

@@ -3,21 +3,25 @@
     ssim_within_identity("fake", pairs=10, seed=0)    # MetricResult: diversity, not fidelity
     ssim_of_pairs("made", "truth")                    # MetricResult: fidelity
 
+Diversity has no better direction: noise is more varied than people are, and a picture that shows nothing less. It is
+read beside that of real pictures, and `beside_real` says how far from it.
+
 The functions with `_job` take part in a pass that serves other metrics too: they give what is to be read, and a
 function that makes the result when it has been.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import reid_eval
-from reid_eval.files import describe_images, list_images
+from reid_eval.files import describe_images, list_images, passed_over_text
 from reid_eval.lpips import Lpips
 from reid_eval.one_pass import PairMeasure, PairValues, read_once
 from reid_eval.pairs import IdentityPairs, NamedPairs, PairsError, identity_pairs, pairs_by_name
@@ -26,38 +30,60 @@ from reid_eval.similarity import (
     DSSIM_LAB_PROTOCOL,
     SSIM_PROTOCOL,
     dssim_lab_of_batch,
+    mean_psnr_db,
     psnr_of_batch,
     ssim_of_batch,
 )
 
-_PSNR_PROTOCOL = "PSNR over all pixels and channels, 0..255, at native size; infinite for equal pictures."
+_PSNR_PROTOCOL = (
+    "PSNR over all pixels and channels, 0..255, at native size; the mean is that of the pairs that differ, since the "
+    "PSNR of equal pictures is infinite."
+)
 
 
 @dataclass(frozen=True)
 class PairMetric:
-    """A similarity: its name in results, how a batch of pairs is measured, and how that is said."""
+    """A similarity: its name in results, how a batch of pairs is measured, and how that is said.
+
+    `weights` has the SHA-256 of each weight file behind it, and `elsewhere` says which other number goes by the name.
+    """
 
     name: str
     measure: PairMeasure
     protocol: str
     alike_is_higher: bool
     unit: str = ""
+    weights: dict[str, str] = field(default_factory=dict)
+    elsewhere: str = ""
 
 
-SSIM = PairMetric("ssim", ssim_of_batch, SSIM_PROTOCOL, alike_is_higher=True)
+SSIM = PairMetric(
+    "ssim",
+    ssim_of_batch,
+    SSIM_PROTOCOL,
+    alike_is_higher=True,
+    elsewhere="DG-Net's compute_market.py prints another number as SSIM: --preset dgnet-paper.",
+)
 PSNR = PairMetric("psnr", psnr_of_batch, _PSNR_PROTOCOL, alike_is_higher=True, unit="dB")
-DSSIM_LAB = PairMetric("dssim_lab", dssim_lab_of_batch, DSSIM_LAB_PROTOCOL, alike_is_higher=False)
+DSSIM_LAB = PairMetric(
+    "dssim_lab",
+    dssim_lab_of_batch,
+    DSSIM_LAB_PROTOCOL,
+    alike_is_higher=False,
+    elsewhere="It is what DG-Net's compute_market.py prints as SSIM; scikit-image's SSIM is that without --preset.",
+)
 
 
 def lpips_metric(lpips: Lpips) -> PairMetric:
     """LPIPS with a network."""
-    return PairMetric(lpips.name, lpips, f"{lpips.description}.", alike_is_higher=False)
+    return PairMetric(lpips.name, lpips, f"{lpips.description}.", alike_is_higher=False, weights=lpips.weights)
 
 
 @dataclass(frozen=True)
 class PairJob:
-    """Values to be read in a pass, and the result to be made of them afterwards."""
+    """Values to be read in a pass, the result to be made of them afterwards, and its name."""
 
+    name: str
     values: PairValues
     result: Callable[[], MetricResult]
 
@@ -73,7 +99,7 @@ def within_identity_job(
     variant: str = "",
     note: str = "",
 ) -> PairJob:
-    """The mean over pairs within identities: how varied the pictures of a person are.
+    """The mean over pairs within identities: how varied the pictures of a person are, which has no better direction.
 
     With several rounds the mean is taken over the rounds so far after each, and the result is the middle between the
     largest and the smallest of these means, with both as interval, as in the DG-Net paper.
@@ -94,27 +120,55 @@ def within_identity_job(
         said += f" (seed {how['seed']})"
         if len(means) > 1:
             said += f", {len(means)} rounds; middle of the largest and smallest mean so far"
-        unread = int((~there).sum())
+        more_varied = "lower" if metric.alike_is_higher else "higher"
+        sentences = [
+            f"Mean over {said}: diversity, not fidelity; {more_varied} is more varied, and right is what real pictures "
+            "have.",
+            drawn.remarks,
+            f"{values.num_resized} of {len(there)} pairs resized to equal size.",
+            *_left_out(there, pictures),
+            metric.protocol,
+            metric.elsewhere,
+            note,
+        ]
         return MetricResult(
             name=full_name,
             value=value,
-            higher_is_better=not metric.alike_is_higher,
-            protocol=(
-                f"Mean over {said}: diversity, not fidelity. {drawn.remarks} {values.num_resized} of {len(there)} "
-                "pairs "
-                f"resized to equal size.{f' {unread} pairs with an unreadable picture left out.' * (unread > 0)} "
-                f"{metric.protocol}{f' {note}' * bool(note)}"
-            ),
+            higher_is_better=None,
+            protocol=" ".join(sentence for sentence in sentences if sentence),
             made_by={
                 "reid_eval": reid_eval.__version__,
-                "how": {"measure": metric.protocol, **how},
+                "how": _how(metric, how),
                 "pictures": pictures,
                 **({"interval": [min(means), max(means)]} if len(means) > 1 else {}),
             },
             unit=metric.unit,
         )
 
-    return PairJob(values, result)
+    return PairJob(full_name, values, result)
+
+
+def beside_real(result: MetricResult, real: MetricResult) -> list[MetricResult]:
+    """A diversity of generated pictures with its distance to that of real ones, and the latter."""
+    apart = result.value - real.value
+    said = f"Real pictures have {real.value:.4f}, so these are {abs(apart):.4f} {'above' if apart > 0 else 'below'} it."
+    beside = {"value": real.value, "difference": apart, "pictures": real.made_by["pictures"]}
+    return [
+        replace(result, protocol=f"{result.protocol} {said}", made_by={**result.made_by, "beside_real": beside}),
+        real,
+    ]
+
+
+def _how(metric: PairMetric, how: dict[str, Any]) -> dict[str, Any]:
+    return {"measure": metric.protocol, **how, **({"weights": metric.weights} if metric.weights else {})}
+
+
+def _left_out(there: np.ndarray, *pictures: dict[str, Any]) -> list[str]:
+    """Sentences about pairs that could not be read, and files that were not taken for pictures."""
+    unread = int((~there).sum())
+    said = [f"{unread} pairs with an unreadable picture left out."] if unread else []
+    others = [(side["folder"], side["passed_over"]) for side in pictures if side.get("passed_over")]
+    return said + [passed_over_text(where, counts) for where, counts in others]
 
 
 def of_pairs_job(
@@ -134,32 +188,41 @@ def of_pairs_job(
     """
     values = PairValues(named.pairs, metric.measure, resize_second=resize)
     stem = metric.name.removesuffix("_demo")
+    full_name = name or f"{stem}_of_pairs{'_demo' * (stem != metric.name)}"
 
     def result() -> MetricResult:
         there = ~np.isnan(values.values)
         if not there.any():
             raise PairsError(f"{first} and {second}: of none of the {len(there)} pairs could both pictures be read")
-        unread = int((~there).sum())
-        resized = f" {values.num_resized} resized to equal size." if values.num_resized else ""
+        if metric is PSNR:
+            value, num_equal = mean_psnr_db(values.values[there])
+        else:
+            value, num_equal = float(values.values[there].mean()), 0
+        num_pairs = int(there.sum()) - (num_equal if math.isfinite(value) else 0)
+        sentences = [
+            f"Mean over {num_pairs} pairs of pictures {how['pairs']}: fidelity.",
+            f"{num_equal} pairs are equal." if num_equal else "",
+            f"{named.num_alone} pictures without a partner left out.",
+            f"{values.num_resized} resized to equal size." if values.num_resized else "",
+            *_left_out(there, *pictures),
+            metric.protocol,
+        ]
         return MetricResult(
-            name=name or f"{stem}_of_pairs{'_demo' * (stem != metric.name)}",
-            value=float(values.values[there].mean()),
+            name=full_name,
+            value=value,
             higher_is_better=metric.alike_is_higher,
-            protocol=(
-                f"Mean over {int(there.sum())} pairs of pictures {how['pairs']}: fidelity. "
-                f"{named.num_alone} pictures without a partner left out.{resized}"
-                f"{f' {unread} pairs with an unreadable picture left out.' * (unread > 0)} {metric.protocol}"
-            ),
+            protocol=" ".join(sentence for sentence in sentences if sentence),
             made_by={
                 "reid_eval": reid_eval.__version__,
-                "how": {"measure": metric.protocol, **how},
+                "how": _how(metric, how),
                 "first": pictures[0],
                 "second": pictures[1],
+                **({"equal_pairs": num_equal} if metric is PSNR else {}),
             },
             unit=metric.unit,
         )
 
-    return PairJob(values, result)
+    return PairJob(full_name, values, result)
 
 
 def within_identity(
@@ -223,8 +286,9 @@ def ssim_within_identity(
 ) -> MetricResult:
     """Mean SSIM of random pairs of pictures inside each identity's folder: the lower, the more varied the pictures.
 
-    This is diversity, not fidelity; see `within_identity` for what it raises. `name` names the result, when several
-    sets of pictures are measured for one report: `ssim_within_identity_real`.
+    This is diversity, not fidelity: right is what real pictures have (`beside_real`). See `within_identity` for what it
+    raises. `name` names the result, when several sets of pictures are measured for one report:
+    `ssim_within_identity_real`.
     """
     return within_identity(root, [SSIM], pairs=pairs, seed=seed, name=name)[0]
 

@@ -7,7 +7,8 @@ pairs_from_table("pairs.csv", "made", "truth")                  # NamedPairs: fi
 
 from __future__ import annotations
 
-import csv
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ import numpy as np
 
 from reid_eval.errors import ReidError
 from reid_eval.files import fingerprint, list_images
+from reid_eval.tables import portable, read_table
+
+logger = logging.getLogger(__name__)
 
 
 class PairsError(ReidError):
@@ -117,28 +121,18 @@ def pairs_from_table(table: Path | str, first: Path | str, second: Path | str) -
     Raises:
         PairsError: there is no such table, it lacks the columns, has no rows, or names a file that is not there.
     """
-    try:
-        with Path(table).open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            columns = set(reader.fieldnames or ())
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise PairsError(
-            f"{table}: not a table of pairs ({reason}); expected a .csv with columns first,second"
-        ) from None
-    if not {"first", "second"} <= columns or not rows:
-        raise PairsError(
-            f"{table}: {len(rows)} rows with columns {', '.join(sorted(columns)) or 'none'}; expected first,second and "
-            "a row per pair"
-        )
+    rows = read_table(table, PairsError, required=["first", "second"], expected="a table (.csv) of pairs, first,second")
+    if not rows:
+        raise PairsError(f"{table}: column names and no rows; expected a row per pair")
     pairs = []
-    for number, row in enumerate(rows, start=2):
-        files = [Path(root) / (row[name] or "") for name, root in (("first", first), ("second", second))]
+    for line, row in rows:
+        files = [Path(root) / portable(row[name]) for name, root in (("first", first), ("second", second))]
         for file in files:
-            if not file.is_file():
-                raise PairsError(f"{table}, line {number}: {file}: no such file")
+            if not os.path.isfile(file):
+                raise PairsError(f"{table}, line {line}: {file}: no such file")
         pairs.append((files[0], files[1]))
+    if repeated := len(pairs) - len(set(pairs)):
+        logger.warning("%s: %d rows repeat a pair that stands above them, and count again", table, repeated)
     listed = [set(list_images(root)) - {pair[side] for pair in pairs} for side, root in enumerate((first, second))]
     return NamedPairs(pairs, len(listed[0]) + len(listed[1]))
 

@@ -60,6 +60,8 @@ def prdc(real: np.ndarray, fake: np.ndarray, *, k: int = PRECISION_K, density_k:
                 f"{len(side)} {name} pictures: precision, recall, density and coverage need more than {largest}, their "
                 "number of neighbours"
             )
+        if not np.isfinite(side).all():  # which is never inside a ball
+            raise StatisticsError(f"{name} features that are not finite; are the extractor's weights damaged?")
     real_sq = _radii_sq(real, (k, density_k))
     fake_sq = _radii_sq(fake, (k,))
     in_real = np.zeros(len(fake), bool)

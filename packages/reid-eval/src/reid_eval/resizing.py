@@ -42,7 +42,9 @@ def resized(pixels_batch: list[np.ndarray], rule: ResizeRule, image_hw: tuple[in
     import torch.nn.functional as F
 
     def stacked(some: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack(some)).to(device).permute(0, 3, 1, 2).float()
+        # A single picture may be a large one, and one copy of it is enough.
+        pixels = np.stack(some) if len(some) > 1 else some[0].astype(np.float32)[None]
+        return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
 
     match rule:
         case "none":

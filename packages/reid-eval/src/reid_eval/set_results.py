@@ -21,7 +21,8 @@ import numpy as np
 
 import reid_eval
 from reid_eval.distances import unit_length
-from reid_eval.feature_sets import FeatureSet, FeatureSetError, frechet_of_sets, refuse_unlike
+from reid_eval.feature_sets import FeatureSet, FeatureSetError, Maker, frechet_of_sets, refuse_unlike
+from reid_eval.files import passed_over_text
 from reid_eval.frechet import StatisticsError
 from reid_eval.kid import kid, kid_subsets
 from reid_eval.prdc import DENSITY_K, PRECISION_K, prdc
@@ -31,16 +32,35 @@ logger = logging.getLogger(__name__)
 
 _ROWS = 1024
 
+# The numbers that each metric of two sets gives.
+SET_METRICS = {
+    "fid": ("fid",),
+    "kid": ("kid",),
+    "prdc": ("precision", "recall", "density", "coverage"),
+    "identity": ("identity_top1", "identity_similarity", "identity_margin"),
+}
+
+
+def result_name(metric: str, real: Maker, fake: Maker, *, variant: str = "") -> str:
+    """What a number in the features of these makers is called: `fid_inception`, `fid_random_demo`, `kid_reid_subsets`.
+
+    A statistics file need not say what made it; then the other side does.
+    """
+    described = real if real.extractor or not fake.extractor else fake
+    extractor = described.name.partition(":")[0].removesuffix("_demo") or "unknown"
+    is_demo = not (real.quotable and fake.quotable)
+    return "_".join(part for part in (metric, extractor, variant, "demo" if is_demo else "") if part)
+
 
 def fid_result(real: FeatureSet, fake: FeatureSet, *, variant: str = "", note: str = "") -> MetricResult:
     """The squared Frechet distance, `fid_<extractor>_<variant>`; `note` is what the variant's protocol has to say.
 
     Raises:
         FeatureSetError: the sets were made by different extractors.
-        StatisticsError: a set has fewer than two pictures.
+        StatisticsError: a set has fewer than two pictures, or its statistics are no mean and covariance.
     """
-    value = frechet_of_sets(real, fake)
-    remarks = list(_remarks(real, fake))
+    found = frechet_of_sets(real, fake)
+    remarks = [*found.remarks, *_remarks(real, fake)]
     counts = [side.count for side in (real, fake) if side.count is not None]
     if counts and min(counts) <= real.num_features:
         remarks.insert(
@@ -51,7 +71,8 @@ def fid_result(real: FeatureSet, fake: FeatureSet, *, variant: str = "", note: s
         )
     if len(counts) == 2 and max(counts) > 1.1 * min(counts):
         remarks.append(f"The sides differ in size ({counts[0]} and {counts[1]}); the bias depends on it.")
-    return _result("fid", value, False, "Squared Frechet distance", real, fake, remarks, variant=variant, note=note)
+    what = "Squared Frechet distance"
+    return _result("fid", found.value, False, what, real, fake, remarks, variant=variant, note=note)
 
 
 def kid_results(
@@ -130,6 +151,18 @@ def identity_results(real: FeatureSet, fake: FeatureSet) -> list[MetricResult]:
         FeatureSetError: the sets were made by different extractors, or no generated picture has a real identity.
     """
     x, y = _features(real, fake, "identity consistency")
+    for side, vectors in ((real, x), (fake, y)):
+        if len(side.files) != len(vectors):
+            raise FeatureSetError(
+                f"{side.where}: does not name the pictures of its {len(vectors)} features, and names hold the "
+                "identities; give the folder"
+            )
+        if len(zeros := np.flatnonzero(~vectors.any(axis=1))):
+            raise StatisticsError(
+                f"{side.where}: {side.files[zeros[0]]}: a vector of zeros, which has no direction to compare"
+            )
+    if (x == x[0]).all():
+        raise StatisticsError(f"{real.where}: all vectors are equal, so no identity can be told by them")
     real_ids, fake_ids = (np.array([identity_of(file) for file in side.files]) for side in (real, fake))
     known, real_rows = np.unique(real_ids, return_inverse=True)
     has_real = np.isin(fake_ids, known)
@@ -219,15 +252,13 @@ def _result(
     interval: tuple[float, float] | None = None,
 ) -> MetricResult:
     described = next((side for side in (real, fake) if side.extractor), real)
-    extractor = described.name.partition(":")[0].removesuffix("_demo") or "unknown"
-    is_demo = not (real.quotable and fake.quotable)
-    name = "_".join(part for part in (metric, extractor, variant, "demo" if is_demo else "") if part)
+    weights = {**fake.weights, **real.weights}
     trusted = [side.where for side in (real, fake) if not side.extractor]
     if trusted:
         remarks = [*remarks, f"{' and '.join(trusted)} does not say what made it and is taken on trust."]
     counts = ["an unknown number of" if side.count is None else side.count for side in (real, fake)]
     return MetricResult(
-        name=name,
+        name=result_name(metric, real.maker, fake.maker, variant=variant),
         value=value,
         higher_is_better=higher_is_better,
         protocol=" ".join(
@@ -242,7 +273,7 @@ def _result(
         made_by={
             "reid_eval": reid_eval.__version__,
             "extractor": described.name,
-            "how": {"features": described.extractor, **(how or {})},
+            "how": {"features": described.extractor, **(how or {}), **({"weights": weights} if weights else {})},
             "real": real.pictures,
             "fake": fake.pictures,
             **({"interval": list(interval)} if interval else {}),
@@ -268,6 +299,8 @@ def _remarks(real: FeatureSet, fake: FeatureSet) -> list[str]:
         ):
             if number := side.pictures.get(key):
                 remarks.append(f"{number} {which} pictures {text}.")
+        if others := side.pictures.get("passed_over"):
+            remarks.append(passed_over_text(side.pictures.get("folder", side.where), others))
     return remarks
 
 

@@ -13,7 +13,7 @@ picture, mean over positions and channels. `SSIM_PROTOCOL` says so in every resu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -33,6 +33,8 @@ DSSIM_LAB_PROTOCOL = (
 _LAB_RANGE = 100
 _AREA = WINDOW_PX * WINDOW_PX
 _STRIP_ELEMENTS = 24_000  # of a picture at a time: what a strip needs stays in the processor's cache
+_LAB_PX = 1 << 18  # of a picture at a time in Lab colours, which take a hundred bytes a pixel while they are made
+_BLOCK = 1 << 20
 
 
 class SimilarityError(ReidError):
@@ -71,6 +73,7 @@ class _Memory:
 def _ssim(first: np.ndarray, second: np.ndarray, memory: _Memory) -> float:
     _refuse_unequal(first, second)
     _refuse_small(first)
+    first, second = _upright(first), _upright(second)
     height, width = first.shape[:2]
     channels = first.size // (height * width)
     row = width * channels
@@ -83,6 +86,15 @@ def _ssim(first: np.ndarray, second: np.ndarray, memory: _Memory) -> float:
         strip = slice(start * row, (start + rows + WINDOW_PX - 1) * row)
         total += _sum_inside(_strip_ssim(x[strip], y[strip], row, channels, memory), row, channels)
     return total / (num_windows[0] * num_windows[1] * channels)
+
+
+def _upright(pixels: np.ndarray) -> np.ndarray:
+    """A picture that is much wider than high turned on its side, which changes no mean over its windows: its strips
+    would be long.
+    """
+    if pixels.shape[1] <= max(pixels.shape[0], _STRIP_ELEMENTS):
+        return pixels
+    return np.ascontiguousarray(pixels.swapaxes(0, 1))
 
 
 def _strip_ssim(x: np.ndarray, y: np.ndarray, row: int, channels: int, memory: _Memory) -> np.ndarray:
@@ -162,15 +174,15 @@ def psnr_of_batch(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> 
 
 
 def dssim_lab_of_batch(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
-    """`dssim_lab` of P pairs, (P,); a picture that occurs again is converted once."""
+    """`dssim_lab` of P pairs, (P,); a picture that occurs again is converted once, unless it is large."""
     labs: dict[int, np.ndarray] = {}
     for pair in zip(first, second, strict=True):
         _refuse_unequal(*pair)
         _refuse_small(pair[0])
         for pixels in pair:
-            if id(pixels) not in labs:
+            if id(pixels) not in labs and pixels.size <= 3 * _LAB_PX:
                 labs[id(pixels)] = _lab(pixels)
-    return np.array([_dssim(labs[id(a)], labs[id(b)]) for a, b in zip(first, second, strict=True)])
+    return np.array([_dssim(a, b, labs) for a, b in zip(first, second, strict=True)])
 
 
 def dssim_lab(first: np.ndarray, second: np.ndarray) -> float:
@@ -195,9 +207,24 @@ def _lab(pixels: np.ndarray) -> np.ndarray:
     return rgb2lab(back).astype(np.float32)
 
 
-def _dssim(x: np.ndarray, y: np.ndarray) -> float:
-    """(1 - SSIM) / 2 of Lab pictures (H, W, 3)."""
-    height, width, channels = x.shape
+def _dssim(first: np.ndarray, second: np.ndarray, labs: Mapping[int, np.ndarray]) -> float:
+    """(1 - SSIM) / 2 of pictures (H, W, 3): those that are not known in Lab colours are converted in strips."""
+    height, width, channels = first.shape
+    num_windows = (height - WINDOW_PX + 1) * (width - WINDOW_PX + 1) * channels
+    if id(first) in labs:
+        return (1 - _sum_of_lab(labs[id(first)], labs[id(second)]) / num_windows) / 2
+    first, second = _upright(first), _upright(second)
+    rows = max(WINDOW_PX + 1, _LAB_PX // first.shape[1])
+    total = 0.0
+    for start in range(0, len(first) - WINDOW_PX + 1, rows):
+        strip = slice(start, start + rows + WINDOW_PX - 1)
+        total += _sum_of_lab(_lab(first[strip]), _lab(second[strip]))
+    return (1 - total / num_windows) / 2
+
+
+def _sum_of_lab(x: np.ndarray, y: np.ndarray) -> float:
+    """Sum of SSIM over all windows and channels of Lab pictures (H, W, 3)."""
+    _, width, channels = x.shape
     row = width * channels
     x, y = x.reshape(-1).astype(np.float64), y.reshape(-1).astype(np.float64)
     spares = np.empty((2, x.size))
@@ -209,8 +236,7 @@ def _dssim(x: np.ndarray, y: np.ndarray) -> float:
     c1, c2 = (0.01 * _LAB_RANGE) ** 2, (0.03 * _LAB_RANGE) ** 2
     alike = (2 * product + c1) * (2 * to_sample * (mean_xy - product) + c2)
     largest = (squares + c1) * (to_sample * (mean_sq - squares) + c2)
-    num_windows = (height - WINDOW_PX + 1) * (width - WINDOW_PX + 1) * channels
-    return (1 - _sum_inside(alike / largest, row, channels) / num_windows) / 2
+    return _sum_inside(alike / largest, row, channels)
 
 
 def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
@@ -220,8 +246,23 @@ def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
         SimilarityError: the sizes differ.
     """
     _refuse_unequal(first, second)
-    error_sq = float(np.square(first.astype(np.float64) - second.astype(np.float64)).mean())
+    total = 0  # of whole numbers, so exact
+    x, y = first.reshape(-1), second.reshape(-1)
+    for start in range(0, x.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        total += int(np.square(x[block].astype(np.int32) - y[block]).sum(dtype=np.int64))
+    error_sq = total / first.size
     return math.inf if error_sq == 0 else 10 * math.log10(DATA_RANGE**2 / error_sq)
+
+
+def mean_psnr_db(values: np.ndarray) -> tuple[float, int]:
+    """Mean of the finite ones of some PSNR values, and how many are infinite, of pictures that are equal.
+
+    The mean is infinite only if all are.
+    """
+    values = np.asarray(values, np.float64)
+    is_equal = np.isposinf(values)
+    return (math.inf if is_equal.all() else float(values[~is_equal].mean())), int(is_equal.sum())
 
 
 def _refuse_small(pixels: np.ndarray) -> None:

@@ -39,9 +39,12 @@ class RunExtractor:
             # By its number: a training may go on meanwhile, and its newest checkpoint become another.
             file = RunDir.open(self.run).checkpoint_file("last")
             self._which = int(file.stem)
-            made_of = [reid_models.__version__, self.run.resolve().name, file.name, file_fingerprint(file)]
+            sha256 = file_fingerprint(file)
+            made_of = [reid_models.__version__, self.run.resolve().name, file.name, sha256]
+            self.weights = {"checkpoint": sha256}
         else:  # a published folder, which only its own package can read
             made_of = [self.description, self._embedder.fingerprint]
+            self.weights = {"published folder": self._embedder.fingerprint}
         self.fingerprint = fingerprint(made_of)
 
     @cached_property
