@@ -40,6 +40,22 @@ WITHOUT_NUMBERS = {
 }
 
 
+GPU = os.environ.get("REID_TEST_GPU", "cuda")
+"""the device of tests marked `gpu`; another one, such as cpu, tries the tests themselves"""
+
+
+@pytest.fixture
+def gpu():
+    """A device's name; products of float32 are exact on it, as cuDNN's are not by itself."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield GPU
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
 def pytest_report_header(config):
     return describe().splitlines()
 
@@ -52,7 +68,7 @@ def pytest_collection_modifyitems(config, items):
         path = item.path.relative_to(config.rootpath)
         if WITHOUT_NUMBERS.isdisjoint(part.as_posix() for part in (path, *path.parents)):
             item.add_marker(pytest.mark.numerical)
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and GPU == "cuda" and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("realdata") and not os.environ.get("REID_REALDATA"):
             item.add_marker(pytest.mark.skip(reason="needs a real dataset; name its folder in REID_REALDATA"))
