@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 # As Linux spells them: x86-64, then ARM, the widest first.
@@ -59,6 +61,11 @@ def describe() -> str:
         f"{name(cpuinfo)}: {abilities(cpuinfo)}\n"
         f"torch {torch.__version__} with {used}, threads: {torch.get_num_threads()} on {os.cpu_count()} CPUs"
     )
+
+
+def tell() -> None:
+    """Print the same without importing PyTorch here: what this process holds, its children seem to hold at first."""
+    subprocess.run([sys.executable, __file__], check=True)
 
 
 if __name__ == "__main__":
