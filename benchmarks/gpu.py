@@ -54,6 +54,8 @@ class Place:
     out: Path
     device: str
     tiny: bool
+    until_s: float = float("inf")
+    """when this part's time is over, of time.monotonic()"""
 
     @property
     def work(self) -> Path:
@@ -190,8 +192,13 @@ def each_way(place: Place, measure: Callable[[str, bool], Row], *, compiled: boo
     ways = [(precision, False) for precision in (("bf16", "fp16", "fp32") if compiled else PRECISIONS)]
     if not compiled and place.device.startswith("cuda"):
         ways.insert(1, ("fp32", True))
+    longest_s = 0.0
     for precision, is_exact in ways:
         way = precision + (", no TF32" if is_exact else "") + (", compiled" if compiled else "")
+        start_s = time.monotonic()
+        if start_s + longest_s > place.until_s:
+            yield {"way": way, "not begun": "too little time was left"}
+            continue
         try:
             with exact(is_exact):
                 yield measure(precision, compiled) | {"way": way}
@@ -202,6 +209,7 @@ def each_way(place: Place, measure: Callable[[str, bool], Row], *, compiled: boo
             torch.cuda.empty_cache()
         if compiled:
             torch.compiler.reset()
+        longest_s = max(longest_s, time.monotonic() - start_s)
 
 
 class Warnings(logging.Handler):
@@ -572,7 +580,7 @@ PARTS = {
     "extract": Part("Features of 2,000 pictures", extract, 35),
     "inception": Part("Inception features of 2,000 pictures", inception, 45),
     "curves": Part("Losses of the CPU and of the device, from one seed", curves, 40),
-    "demo": Part("The demo, shortened", demo, 60),
+    "demo": Part("The demo, shortened", demo, 75),
     "mgn_compiled": Part("MGN's steps, compiled", lambda place: mgn(place, compiled=True), 110),
     "dgnet_compiled": Part("DG-Net's steps, both encoders compiled", lambda place: dgnet(place, compiled=True), 1e9),
 }
@@ -666,6 +674,7 @@ def run_part(name: str, report: Report, budget_s: float) -> bool:
     report.write()
     words = [sys.executable, str(Path(__file__).resolve()), "--part", name, "--rows", str(rows)]
     words += ["--out", str(place.out), "--device", place.device, *(["--tiny"] if place.tiny else [])]
+    words += ["--budget", f"{budget_s:.0f}"]
     # Tiny tensors on a CPU that others use too: threads would wait for each other.
     threads = {"OMP_NUM_THREADS": "1"} if place.tiny and place.device == "cpu" else {}
     start_s = time.monotonic()
@@ -719,8 +728,9 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="some of %(default)s")
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--budget", type=float, default=float("inf"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    place = Place(options.out.resolve(), options.device, options.tiny)
+    place = Place(options.out.resolve(), options.device, options.tiny, time.monotonic() + options.budget)
     if options.part:
         return work(options.part, place, options.rows)
     chosen = [name for name in options.parts.split(",") if name]
