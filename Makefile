@@ -1,6 +1,7 @@
-# make demo   the whole road on drawn pedestrians, ending in runs/demo/report.html
-# make test   the test suite
-# Both set up .venv by themselves on a fresh clone.
+# make demo        the whole road on drawn pedestrians, ending in runs/demo/report.html
+# make test        the test suite
+# make test-cpus   its numerical tests with the kernels of other processors
+# All set up .venv by themselves on a fresh clone.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,16 +9,19 @@ RUN := $(VENV)/bin/python
 CONSTRAINTS = $$($(RUN) -c 'import sys; print("constraints-py310.txt" if sys.version_info < (3, 11) else "constraints.txt")')
 PACKAGES := packages/reid-eval packages/reid-models packages/dgnet-gen
 
-.PHONY: demo test lint clean help
+.PHONY: demo test test-cpus lint clean help
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 demo: $(VENV)/.ready
 	$(RUN) -m pipelines demo --out runs/demo
 
 test: $(VENV)/.ready
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-cpus: $(VENV)/.ready
+	$(RUN) -m tests.cpus
 
 lint: $(VENV)/.ready
 	$(RUN) -m ruff check .

@@ -11,6 +11,7 @@ it (Linux tells).
     .venv/bin/python benchmarks/dgnet_step.py --compile          # and what torch.compile adds: minutes more
     .venv/bin/python benchmarks/dgnet_step.py --exact            # one step each in float64, compared to 1e-10
     .venv/bin/python benchmarks/dgnet_step.py --profile          # where the time goes
+    .venv/bin/python benchmarks/dgnet_step.py --tiny             # small networks, to try the script itself
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ import copy
 import ctypes
 import dataclasses
 import gc
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from originals import tell
+from processor import describe
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -43,8 +46,13 @@ from reid_models.networks import Baseline
 from reid_models.networks.resnet import make_trunk
 from reid_models.runtime import Precision, Runtime
 
-IMAGE_HW = (256, 128)
 NUM_IDS = 751
+NO_DROPOUT: dict[str, Any] = {"dropout_primary": 0.0, "dropout_fine": 0.0}
+FULL = NetworksConfig(**NO_DROPOUT)
+TINY = NetworksConfig(
+    **NO_DROPOUT, image_hw=(64, 32), trunk="small", trunk_width=4, bottleneck=16, structure_dim=4, n_res=2,
+    mlp_dim=16, discriminator_dim=4, discriminator_res=1, num_scales=2,
+)  # fmt: skip
 ITERATION = 50_000
 """of the published 100,000: every ramp is at its top"""
 
@@ -173,17 +181,15 @@ def plain_decode(decoder: Decoder, code: Tensor, structure: Tensor) -> Tensor:
 class Setup:
     """Networks with equal weights for every way, a batch, and the draws of two steps."""
 
-    def __init__(self, batch_size: int, dtype: torch.dtype = torch.float32) -> None:
-        self.config = DGNetTrainConfig(
-            networks=NetworksConfig(dropout_primary=0.0, dropout_fine=0.0), trunk_weights="none", batch_size=batch_size
-        )
+    def __init__(self, networks: NetworksConfig, batch_size: int, dtype: torch.dtype = torch.float32) -> None:
+        self.config = DGNetTrainConfig(networks=networks, trunk_weights="none", batch_size=batch_size)
         torch.manual_seed(0)
         self.model = DGNet(self.config.networks, NUM_IDS)
-        self.teacher = Baseline(make_trunk("resnet50"), NUM_IDS).to(dtype)
+        self.teacher = Baseline(make_trunk(networks.trunk, width=networks.trunk_width), NUM_IDS).to(dtype)
         for network in self.model.networks().values():
             network.to(dtype)
         generator = torch.Generator().manual_seed(1)
-        images = [torch.randn(batch_size, 3, *IMAGE_HW, generator=generator).to(dtype) for _ in range(4)]
+        images = [torch.randn(batch_size, 3, *networks.image_hw, generator=generator).to(dtype) for _ in range(4)]
         labels = [torch.randint(0, NUM_IDS, (batch_size,), generator=generator) for _ in range(2)]
         rows = torch.arange(batch_size)
         self.batch = PairBatch(images[0], images[1], labels[0], images[2], images[3], labels[1], rows, rows)
@@ -191,7 +197,7 @@ class Setup:
         self.draws = [dataclasses.replace(drawn, trains_encoder=trains) for trains in (False, True)]
 
     def teachers(self) -> Teacher:
-        return Teacher([TrainedNetwork(copy.deepcopy(self.teacher), IMAGE_HW, {})])
+        return Teacher([TrainedNetwork(copy.deepcopy(self.teacher), self.config.networks.image_hw, {})])
 
     def straightforward(self) -> tuple[DGNet, Way]:
         model = copy.deepcopy(self.model)
@@ -287,10 +293,13 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also with both encoders compiled")
     parser.add_argument("--exact", action="store_true", help="compare one step in float64, and nothing else")
     parser.add_argument("--profile", action="store_true", help="print where our step spends its time, and nothing else")
+    parser.add_argument("--tiny", action="store_true", help="small networks and pictures: to try this script")
     options = parser.parse_args()
-    setup = Setup(options.batch_size, torch.float64 if options.exact else torch.float32)
-    print(f"DG-Net at {IMAGE_HW[0]} x {IMAGE_HW[1]}, {NUM_IDS} people, batches of {options.batch_size}, ", end="")
-    print(f"torch {torch.__version__}, {os.cpu_count()} CPUs")
+    networks = TINY if options.tiny else FULL
+    setup = Setup(networks, options.batch_size, torch.float64 if options.exact else torch.float32)
+    print(describe())
+    height, width = networks.image_hw
+    print(f"DG-Net at {height} x {width}, {NUM_IDS} people, batches of {options.batch_size}")
     if options.profile:
         _, way = setup.ours()
         way(ITERATION, setup.batch, setup.draws[0])
@@ -318,6 +327,8 @@ def main() -> None:
     if options.compile:
         compiled = measure(*setup.ours(compile=True), setup, options.repeats)
         line("ours, encoders compiled", compiled, agreement(compiled, plain))
+    if not options.tiny:
+        tell("DG-Net, training step")
 
 
 if __name__ == "__main__":

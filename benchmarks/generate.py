@@ -10,14 +10,14 @@ memory of 256 pictures beside that of all.
 
     .venv/bin/python benchmarks/generate.py                      # some five minutes on two cores
     .venv/bin/python benchmarks/generate.py --half               # in bfloat16: two minutes
-    .venv/bin/python benchmarks/generate.py --side 16            # 16 x 16, to try it
+    .venv/bin/python benchmarks/generate.py --side 16            # 16 x 16
+    .venv/bin/python benchmarks/generate.py --tiny               # small networks, to try the script itself
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +26,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from dgnet_step import plain_decode
+from dgnet_step import TINY, plain_decode
+from originals import tell
+from processor import describe
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -126,13 +128,15 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64, help=f"structures, and appearances; {FEW} to 64")
     parser.add_argument("--published", type=int, default=24, help="pairs to time the published way on")
     parser.add_argument("--half", action="store_true", help="ours in 16 bits")
+    parser.add_argument("--tiny", action="store_true", help="small networks, 4 x 4 pictures: to try this script")
     arguments = parser.parse_args()
-    side = arguments.side
-    if not FEW <= side <= 64:
-        parser.error(f"--side {side}: expected {FEW} to 64")
+    side, few = (4, 2) if arguments.tiny else (arguments.side, FEW)
+    if not few <= side <= 64:
+        parser.error(f"--side {side}: expected {few} to 64")
+    print(describe())
     runtime = Runtime.for_inference("cpu", half=arguments.half)
     torch.manual_seed(0)
-    plain = DGNet(NetworksConfig(), num_ids=751).eval()
+    plain = DGNet(TINY if arguments.tiny else NetworksConfig(), num_ids=751).eval()
     with torch.no_grad():
         last = plain.decoder.finish[-1].conv
         picture = plain.decode(plain.encode(torch.randn(1, 3, *plain.image_hw)))
@@ -140,7 +144,8 @@ def main() -> None:
     model = copy.deepcopy(plain).to(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        index = DatasetIndex.open(make_toy_dataset(root / "toy", ids=64, cameras=2, per_camera=2)).split("train_all")
+        toy = make_toy_dataset(root / "toy", ids=8 if arguments.tiny else 64, cameras=2, per_camera=2)
+        index = DatasetIndex.open(toy).split("train_all")
 
         def plan_of(side: int) -> GenerationPlan:
             rows = np.arange(2 * side)
@@ -161,7 +166,7 @@ def main() -> None:
             return (time.perf_counter() - began_s) / len(plan), (runtime.peak_bytes() or 0) / 1e9
 
         plan = plan_of(side)
-        chosen = np.linspace(0, len(plan) - 1, arguments.published).round().astype(int).tolist()
+        chosen = np.linspace(0, len(plan) - 1, min(arguments.published, len(plan))).round().astype(int).tolist()
         parents = [(plan[at].structure.path, plan[at].appearance.path) for at in chosen]
         published_way(plain, *parents[0], root / "first.jpg")
         began_s = time.perf_counter()
@@ -170,18 +175,20 @@ def main() -> None:
             for number, pair in enumerate(parents)
         ]
         published_s = (time.perf_counter() - began_s) / len(chosen)
-        _, peak_of_few = make(plan_of(FEW), "few")
+        _, peak_of_few = make(plan_of(few), "few")
         ours_s, peak = make(plan, "all")
         made = list(Painter(model, index.paths, runtime=runtime).paint(plan.pairs[chosen]))
     off = np.abs(np.stack(made).astype(int) - np.stack(references))
-    print(f"{len(plan)} pictures, {'bfloat16' if arguments.half else 'float32'}, {os.cpu_count()} CPUs")
+    print(f"{len(plan)} pictures, {'bfloat16' if arguments.half else 'float32'}")
     print(f"published way {1 / published_s:8.2f} images/s  1.00   (timed on {len(chosen)} pairs)")
     print(f"ours          {1 / ours_s:8.2f} images/s  {published_s / ours_s:.2f}")
     print(
         f"grey levels apart: at most {off.max()}, {off.mean():.4f} in the mean, {(off > 1).mean():.2%} by more than one"
     )
     report_decoder(plain, runtime, ours_s)
-    print(f"peak memory {peak_of_few:.2f} GB for {FEW**2} pictures, {peak:.2f} GB for all")
+    print(f"peak memory {peak_of_few:.2f} GB for {few**2} pictures, {peak:.2f} GB for all")
+    if not arguments.tiny:
+        tell("DG-Net, every picture", "DG-Net, 16")
 
 
 if __name__ == "__main__":

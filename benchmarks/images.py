@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/images.py                         # every part, small: some minutes
     .venv/bin/python benchmarks/images.py frechet --size large    # two Gaussians in 2048 dimensions
     .venv/bin/python benchmarks/images.py features --size large   # 200 pictures on each side
+    .venv/bin/python benchmarks/images.py --size tiny --repeat 1  # to try the script itself
 
 features  a folder of JPEGs to statistics: reid-eval stats beside pytorch-fid's command, and what bfloat16 changes
 values    FID, KID, precision and recall beside pytorch-fid, torch-fidelity and clean-fid, LPIPS beside lpips
@@ -41,7 +42,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from originals import tell
 from PIL import Image
+from processor import tell as tell_processor
 from skimage.metrics import structural_similarity
 
 from reid_eval.feature_sets import FeatureSet
@@ -65,7 +68,7 @@ class Size:
     dimensions: int
 
 
-SIZES = {"small": Size(60, 128, 512), "large": Size(200, 512, 2048)}
+SIZES = {"tiny": Size(6, 8, 64), "small": Size(60, 128, 512), "large": Size(200, 512, 2048)}
 
 
 @dataclass(frozen=True)
@@ -651,7 +654,7 @@ def main() -> None:
     if options.repeat < 1:
         parser.error(f"--repeat {options.repeat}: expected at least 1")
     parts = options.parts or list(PARTS)
-    print(f"{os.cpu_count()} CPUs, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}")
+    tell_processor()
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder), SIZES[options.size])
         if set(parts) & {"features", "values", "all", "cache"}:
@@ -660,6 +663,8 @@ def main() -> None:
             write_lpips(place)
         for part in parts:
             PARTS[part](place, options.repeat)
+    if options.size != "tiny":
+        tell("FID")
 
 
 if __name__ == "__main__":

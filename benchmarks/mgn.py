@@ -6,14 +6,13 @@ the ratios are what counts. What two ways compute has to agree.
 
     .venv/bin/python benchmarks/mgn.py                # six minutes on two cores
     .venv/bin/python benchmarks/mgn.py --no-compile   # three
-    .venv/bin/python benchmarks/mgn.py --trunk small  # a try of the script itself
+    .venv/bin/python benchmarks/mgn.py --tiny         # a try of the script itself
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from originals import tell
+from processor import describe
 from torch import Tensor, nn
 
 from reid_eval.files import read_pixels
@@ -65,10 +66,10 @@ class Table:
         print(f"  {way:<44}{images_per_s:>9.2f} images/s {images_per_s / self.first:>6.2f} x  {remark}", flush=True)
 
 
-def make_network(trunk: str) -> MGN:
+def make_network(tiny: bool) -> MGN:
     """An MGN 1-2-3 whose norms have seen something."""
     torch.manual_seed(0)
-    network = MGN(make_trunk(trunk), NUM_IDS)  # type: ignore[arg-type]
+    network = MGN(make_trunk("small", width=4) if tiny else make_trunk("resnet50"), NUM_IDS)
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
@@ -76,10 +77,10 @@ def make_network(trunk: str) -> MGN:
     return network
 
 
-def embedder(network: MGN, *, half: bool = False, compile: bool = False) -> NetworkEmbedder:
+def embedder(network: MGN, image_hw: tuple[int, int], *, half: bool = False, compile: bool = False) -> NetworkEmbedder:
     runtime = Runtime.for_inference("cpu", half=half)
     runtime.keep_freed_memory()
-    return NetworkEmbedder(network, name="benchmark", image_hw=IMAGE_HW, runtime=runtime, compile=compile)
+    return NetworkEmbedder(network, name="benchmark", image_hw=image_hw, runtime=runtime, compile=compile)
 
 
 def plain_vectors(network: MGN, images: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ def convolution_limit_s(network: MGN, images: Tensor, repeats: int) -> float:
 
 def embedding(network: MGN, images: Tensor, repeats: int, compile: bool) -> None:
     table = Table("embedding, passes of the network")
-    number = len(images)
+    number, image_hw = len(images), (images.shape[2], images.shape[3])
     plain = copy.deepcopy(network).eval()
     expected = nn.functional.normalize(plain_vectors(plain, images))
 
@@ -116,21 +117,21 @@ def embedding(network: MGN, images: Tensor, repeats: int, compile: bool) -> None
     line("plain", lambda: plain_vectors(plain, images), 1e-6, " ")
     with torch.inference_mode():
         line("plain, but without a graph", lambda: plain(images).embeddings, 1e-5)
-    ours = embedder(network)
+    ours = embedder(network, image_hw)
     ours_s = line("ours, float32", lambda: ours.embed(images), 1e-4)
     limit_s = convolution_limit_s(network, images, repeats)
     table.line("  (its convolutions alone)", number / limit_s, f"ours is at {100 * limit_s / ours_s:.0f} % of that")
     if compile:
-        compiled = embedder(network, compile=True)
+        compiled = embedder(network, image_hw, compile=True)
         start_s = time.perf_counter()
         compiled.embed(images)
         took_s = time.perf_counter() - start_s
         line("ours, float32, --compile", lambda: compiled.embed(images), 1e-4, f"after {took_s:.0f} s of compiling")
-    half = embedder(network, half=True)
+    half = embedder(network, image_hw, half=True)
     line("ours, --half (bfloat16)", lambda: half.embed(images), 0.05)
 
 
-def evaluation(network: MGN, root: Path, repeats: int) -> None:
+def evaluation(network: MGN, root: Path, image_hw: tuple[int, int], repeats: int) -> None:
     index = DatasetIndex.open(root)
     chosen = [*index.split("query"), *index.split("gallery")]
     table = Table(
@@ -142,13 +143,13 @@ def evaluation(network: MGN, root: Path, repeats: int) -> None:
         vectors = torch.empty(0)
         for start in range(0, len(chosen), 16):
             pixels = [read_pixels(record.path) for record in chosen[start : start + 16]]
-            images = torch.stack([eval_transform(picture, IMAGE_HW) for picture in pixels]).contiguous()
+            images = torch.stack([eval_transform(picture, image_hw) for picture in pixels]).contiguous()
             both = plain_vectors(plain, images) + plain_vectors(plain, images.flip(3))
             vectors = torch.cat([vectors, both / both.norm(dim=1, keepdim=True)])
         return vectors.numpy()
 
     def ours() -> np.ndarray:
-        features = extract_features(embedder(network), index, batch_size=16, num_workers=2)
+        features = extract_features(embedder(network, image_hw), index, batch_size=16, num_workers=2)
         rank(features)
         return features.features
 
@@ -203,12 +204,12 @@ def training_step(network: MGN, images: Tensor, repeats: int, compile: bool) -> 
     return fastest
 
 
-def loading(root: Path, step_images_per_s: float, batches: int = 16) -> None:
+def loading(root: Path, image_hw: tuple[int, int], step_images_per_s: float, batches: int) -> None:
     table = Table("loading for training, batches of 64 from JPEG files of 128 x 64, erasing on")
     index = DatasetIndex.open(root).split("train_all")
     augmentation = Augmentation(pad_px=0, erase=0.5)
     for workers, cache_mib in ((0, 0), (2, 0), (2, 256)):
-        dataset = PersonDataset(index, IMAGE_HW, augmentation=augmentation, cache_mib=cache_mib)
+        dataset = PersonDataset(index, image_hw, augmentation=augmentation, cache_mib=cache_mib)
         sampler = IdentitySampler(index.label_array, 16, 4, seed=0)
         loader = make_loader(dataset, sampler.batches(0, batches + 8), num_workers=workers)
         for _ in range(8):
@@ -224,22 +225,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--trunk", choices=["resnet50", "small"], default="resnet50", help="default: %(default)s")
     parser.add_argument("--no-compile", action="store_true", help="leave out what is compiled")
+    parser.add_argument("--tiny", action="store_true", help="a small network and pictures: to try this script")
     options = parser.parse_args()
-    network = make_network(options.trunk)
-    images = torch.randn(options.batch_size, 3, *IMAGE_HW, generator=torch.Generator().manual_seed(0))
-    print(
-        f"MGN 1-2-3 on {options.trunk}, {IMAGE_HW[0]} x {IMAGE_HW[1]}, torch {torch.__version__}, {os.cpu_count()} CPUs"
-    )
+    network = make_network(options.tiny)
+    image_hw = (96, 32) if options.tiny else IMAGE_HW
+    images = torch.randn(options.batch_size, 3, *image_hw, generator=torch.Generator().manual_seed(0))
+    print(describe())
+    print(f"MGN 1-2-3 on {'the small trunk' if options.tiny else 'ResNet-50'}, {image_hw[0]} x {image_hw[1]}")
     with tempfile.TemporaryDirectory() as folder:
         small, large = Path(folder) / "small", Path(folder) / "large"
         make_toy_dataset(small, ids=8, cameras=3, per_camera=4, seed=0, image_hw=(128, 64))
-        make_toy_dataset(large, ids=32, cameras=4, per_camera=6, seed=0, image_hw=(128, 64))
+        make_toy_dataset(large, ids=32, cameras=4, per_camera=1 if options.tiny else 6, seed=0, image_hw=(128, 64))
         embedding(network, images, options.repeats, not options.no_compile)
-        evaluation(network, small, max(1, options.repeats - 1))
+        evaluation(network, small, image_hw, max(1, options.repeats - 1))
         fastest = training_step(network, images, options.repeats, not options.no_compile)
-        loading(large, fastest)
+        loading(large, image_hw, fastest, batches=2 if options.tiny else 16)
+    if not options.tiny:
+        tell("MGN")
 
 
 if __name__ == "__main__":

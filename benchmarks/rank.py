@@ -5,6 +5,7 @@
     .venv/bin/python benchmarks/rank.py matrix features --size market
     .venv/bin/python benchmarks/rank.py large --size msmt17     # re-ranked within 8 GiB: long
     .venv/bin/python benchmarks/rank.py large --size million    # 10,000 x 1,000,000 from a mapped file of 2 GB
+    .venv/bin/python benchmarks/rank.py --size tiny             # to try the script itself
 
 Each way runs in a process of its own on the same made-up crowd, so its peak memory is its own; what two ways found has
 to agree. Ratios are of processor time, within one run; times of different machines cannot be compared.
@@ -34,6 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from originals import tell
+from processor import tell as tell_processor
 
 from reid_eval.distances import unit_length
 from reid_eval.features import ReidFeatures
@@ -72,6 +75,7 @@ class Crowd:
 
 
 SIZES = {
+    "tiny": Crowd(40, 240, 10, 4, 64, num_distractors=20, num_junk=20),
     "small": Crowd(400, 2400, 50, 6, 512, num_distractors=200, num_junk=200),
     "market": Crowd(3368, 19732, 750, 6, 2048, num_distractors=2798, num_junk=3819),
     "msmt17": Crowd(11659, 82161, 3060, 15, 2048),
@@ -400,7 +404,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all but large")
     parser.add_argument("--size", choices=list(SIZES), default="small", help="default: %(default)s")
     parser.add_argument("--noise", type=float, help="how far people scatter; default: 1.3, million 1.0")
-    parser.add_argument("--length", type=int, help="numbers in a vector; default: 2048, small and million 512")
+    parser.add_argument("--length", type=int, help="numbers in a vector; default: 2048, small and million 512, tiny 64")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"found {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
@@ -409,8 +413,8 @@ def main() -> None:
     what = replace(what, length=options.length or what.length, noise=options.noise or what.noise)
     if "large" in parts and options.size not in MAX_MEMORY:
         parser.error(f"large: expected --size {' or '.join(MAX_MEMORY)}")
-    print(f"{what.num_query} queries x {what.num_gallery} gallery x {what.length} numbers, ", end="")
-    print(f"{os.cpu_count()} CPUs, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}")
+    tell_processor()
+    print(f"{what.num_query} queries x {what.num_gallery} gallery x {what.length} numbers")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CROWD_FOLDER"] = folder
         if "matrix" in parts:
@@ -424,6 +428,8 @@ def main() -> None:
             reranked_from_distances(what)
         if "large" in parts:
             large(what, MAX_MEMORY[options.size])
+    if options.size == "market":
+        tell("re-ranked", "plain and", "features to")
 
 
 def compile_loop(folder: Path) -> None:

@@ -466,6 +466,18 @@ def test_a_skipped_first_step_leaves_no_momentum(parts):
         torch.use_deterministic_algorithms(False)
 
 
+def test_swapped_pictures_teach_the_primary_head_whose_clothes_and_the_fine_head_whose_pose():
+    step, batch = make_step(dataclasses.replace(CONFIG, networks=CALM, erasing=0.0)), make_batch()
+    step.teacher = Teacher(step.teacher.networks, style=2)  # its word is the appearance's label
+    seen = []
+    step.model.appearance_encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    terms = step(LATE, [batch])
+    clothes = torch.cat([batch.labels_a, batch.labels_b])  # x_ba, then x_ab, which wear those of the first
+    pose = torch.cat([batch.labels_b, batch.labels_a])
+    assert terms["primary"] == pytest.approx(2 * F.cross_entropy(seen[-1].primary, clothes).item())
+    assert terms["fine"] == pytest.approx(2 * F.cross_entropy(seen[-1].fine, pose).item())
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_gives_nearly_the_same_terms(precision):
     config = dataclasses.replace(CONFIG, networks=CALM, erasing=0.0)

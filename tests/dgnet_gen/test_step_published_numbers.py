@@ -48,7 +48,7 @@ class Tolerances:
     samples: dict[str, float]
     ignored_below: float
     noise: float
-    updates: float
+    updates: dict[str, float]
     after: float
     batch_norms: float
 
@@ -60,20 +60,24 @@ EXACT = Tolerances(
     samples=dict.fromkeys(("gen", "id", "dis"), 1e-6),
     ignored_below=1e-9,
     noise=1e-9,
-    updates=1e-6,
+    updates=dict.fromkeys(("gen", "id", "dis"), 1e-6),
     after=1e-9,
     batch_norms=1e-8,
 )
-# Gradients through batch norms of three pictures amplify round-off; these bounds hold for the published code in float32
-# against itself in float64. Adam's first step is about lr = 1e-4 whatever the gradient, also where that is round-off.
+# Batch norms of three pictures amplify round-off: in float64, weights off by half a unit in float32's last place move
+# the gradient of the fine head's first layer by 1.5e-4 of itself, 4,500 times as much, and a pass in float32 rounds
+# after each of a hundred layers, whose sums every processor takes in another order. The kernels of tests/cpus.py were
+# off from float64 by at most, for gen, id and dis: norms 2.5e-3, 4.6e-3 and 6e-5, samples 8e-3, 1.2e-2 and 5e-5,
+# updates 4e-4, 1.8e-3 and 2e-5; forward 1.8e-5. About three times that is allowed. Adam's first step is about lr = 1e-4
+# whatever the gradient, also where that is round-off; SGD's goes with the gradient, so its updates are as uncertain.
 SINGLE = Tolerances(
     losses=2e-5,
     forward=5e-5,
-    norms={"gen": 1e-2, "id": 5e-3, "dis": 1e-3},
-    samples={"gen": 3e-2, "id": 1.5e-2, "dis": 1e-3},
+    norms={"gen": 1e-2, "id": 1.5e-2, "dis": 1e-3},
+    samples={"gen": 3e-2, "id": 4e-2, "dis": 1e-3},
     ignored_below=1e-4,
     noise=1e-3,
-    updates=1e-3,
+    updates={"gen": 1e-3, "id": 6e-3, "dis": 1e-3},
     after=2.1e-4,
     batch_norms=5e-5,
 )
@@ -311,15 +315,26 @@ def test_all_parameters_move_by_the_published_amount(done, golden, net):
         for name, parameter in done.parameters[net].items()
     }
     norms = np.array([[found[name], expected[name]] for name in found])
-    assert np.linalg.norm(norms[:, 0] - norms[:, 1]) < done.within.updates * np.linalg.norm(norms[:, 1])
+    assert np.linalg.norm(norms[:, 0] - norms[:, 1]) < done.within.updates[net] * np.linalg.norm(norms[:, 1])
     if done.within is EXACT:
-        assert found == pytest.approx({name: expected[name] for name in found}, rel=done.within.updates)
+        assert found == pytest.approx({name: expected[name] for name in found}, rel=done.within.updates[net])
     begin = f"{done.prefix}/after/{net}/"
     for name in {name.removeprefix(begin).split("#")[0] for name in golden if name.startswith(begin)}:
         stored = golden[f"{begin}{name}"] if begin + name in golden else golden[f"{begin}{name}#sample"]
         stride = 1 if begin + name in golden else int(golden[f"{begin}{name}#stats"][-1])
         now = done.parameters[net][name].detach().double().numpy().reshape(-1)[::stride][: stored.size]
         np.testing.assert_allclose(now, stored.reshape(-1), rtol=0, atol=done.within.after, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_appearance_encoder_moves_by_its_gradients_and_its_decay_alone(done):
+    """What round-off leaves of a gradient goes into the step as it is: Nesterov's first is (1 + momentum) lr long."""
+    for name, parameter in done.parameters["id"].items():
+        before, lr = done.before["id"][name].double(), 0.02 if name.startswith(HEADS) else 0.002
+        expected = before - 1.9 * lr * (parameter.grad.double() + 5e-4 * before)
+        # Two roundings of the parameter's size, as the step is far smaller.
+        rounding = 2 * torch.finfo(parameter.dtype).eps
+        torch.testing.assert_close(parameter.detach().double(), expected, rtol=rounding, atol=rounding, msg=name)
 
 
 @pytest.mark.slow

@@ -103,6 +103,12 @@ def test_dropout_acts_when_it_is_told_to(dropout):
     assert torch.equal(one, two) != dropout
 
 
+def test_a_teacher_that_names_one_person_names_who_lent_the_clothes():
+    structure = LABELS.roll(1)
+    teacher = Teacher([TrainedNetwork(small_baseline(), IMAGE_HW, {})], style=2)
+    torch.testing.assert_close(teacher.soft_labels(images(), LABELS, structure), torch.eye(3))
+
+
 @pytest.mark.parametrize("kind", ["pcb", "mgn"])
 def test_a_network_with_several_classifiers_says_the_mean_of_their_probabilities(kind):
     trunk = make_trunk("small", width=2)

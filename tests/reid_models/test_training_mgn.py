@@ -211,12 +211,65 @@ def test_every_optimizer_trains(toy_index, tmp_path, kind):
     assert run.iterations() == [3]
 
 
-def test_old_optimizers_have_their_settings():
-    network = build_network(config().network, num_ids=3)
-    adam = make_optimizer(network, OptimConfig(kind="adam", lr=2e-4, amsgrad=True)).defaults
+def by_hand(kind, weight, gradients, settings):
+    """A weight after steps with these gradients, from the formulas of the optimizers, in float64."""
+    lr, decay = settings.lr, settings.weight_decay
+    beta1, beta2, momentum = settings.beta1, settings.beta2, settings.momentum
+    mean = square = largest = buffer = 0.0
+    product = 1.0
+    for step, gradient in enumerate(gradients, 1):
+        if kind == "adamw":
+            weight -= lr * decay * weight
+        else:
+            gradient += decay * weight
+        if kind == "sgd":
+            buffer = gradient if step == 1 else momentum * buffer + (1 - settings.dampening) * gradient
+            weight -= lr * (gradient + momentum * buffer if settings.nesterov else buffer)
+            continue
+        if kind == "rmsprop":
+            square = 0.99 * square + 0.01 * gradient**2
+            buffer = momentum * buffer + gradient / (square**0.5 + settings.eps)
+            weight -= lr * buffer
+            continue
+        mean, square = beta1 * mean + (1 - beta1) * gradient, beta2 * square + (1 - beta2) * gradient**2
+        if kind == "nadam":  # Dozat 2016, with PyTorch's momentum decay of 4e-3
+            now, following = (beta1 * (1 - 0.5 * 0.96 ** (at * 4e-3)) for at in (step, step + 1))
+            product *= now
+            nudged = (1 - now) * gradient / (1 - product) + following * mean / (1 - product * following)
+            weight -= lr * nudged / ((square / (1 - beta2**step)) ** 0.5 + settings.eps)
+            continue
+        largest = max(largest, square) if settings.amsgrad else square
+        weight -= lr * mean / (1 - beta1**step) / ((largest / (1 - beta2**step)) ** 0.5 + settings.eps)
+    return weight
+
+
+OPTIMIZERS = [
+    ("adam", {"amsgrad": True}), ("adam", {"beta1": 0.5, "beta2": 0.9, "eps": 1e-2}), ("adamw", {}), ("nadam", {}),
+    ("rmsprop", {}), ("sgd", {}), ("sgd", {"nesterov": False, "dampening": 0.1, "momentum": 0.8}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "settings"), OPTIMIZERS, ids=str)
+def test_every_optimizer_steps_by_its_formula_and_its_decay_acts_on_trunk_and_head(kind, settings):
+    optim = OptimConfig(kind=kind, lr=0.1, weight_decay=0.3, trunk_lr_factor=0.5, **settings)
+    network = build_network(config(network={"kind": "baseline"}, loss={"terms": "CrossEntropy"}).network, num_ids=3)
+    optimizer = make_optimizer(network, optim)
+    for group, factor in zip(optimizer.param_groups, (0.5, 1.0), strict=True):
+        weight = group["params"][-1]
+        weight.data.fill_(2.0)
+        group["expected"] = by_hand(kind, 2.0, [0.7, -0.2, 0.5], dataclasses.replace(optim, lr=0.1 * factor))
+    for gradient in (0.7, -0.2, 0.5):
+        for parameter in network.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+    for group in optimizer.param_groups:
+        weight = group["params"][-1]
+        torch.testing.assert_close(weight.detach(), torch.full_like(weight, group["expected"]))
+
+
+def test_the_defaults_of_an_optimizer_are_those_of_mgn_pytorch():
+    adam = make_optimizer(build_network(config().network, num_ids=3), OptimConfig(lr=2e-4, amsgrad=True)).defaults
     assert (adam["amsgrad"], adam["betas"], adam["eps"], adam["weight_decay"]) == (True, (0.9, 0.999), 1e-8, 5e-4)
-    sgd = make_optimizer(network, OptimConfig(kind="sgd", nesterov=False, dampening=0.1)).defaults
-    assert (sgd["momentum"], sgd["dampening"], sgd["nesterov"]) == (0.9, 0.1, False)
 
 
 def test_shared_part_and_branches_learn_as_the_trunk_and_heads_as_the_head():

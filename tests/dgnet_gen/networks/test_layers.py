@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dgnet_gen.networks import layers
 from dgnet_gen.networks.layers import (
     ConvUnit,
     ResidualBlock,
@@ -18,6 +19,15 @@ def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+@pytest.fixture(params=["cpu", "elsewhere"])
+def any_device(request, monkeypatch):
+    """With the CPU's group norm, and as on a device whose group norm does not take channels that come last."""
+    if request.param == "elsewhere":
+        monkeypatch.setattr(layers, "_group_norm_fits", lambda x: False)
+        monkeypatch.setattr(torch, "native_group_norm", None)
+
+
+@pytest.mark.usefixtures("any_device")
 def test_adaptive_instance_norm_agrees_with_the_slow_version():
     x, scale, shift = normal(2, 3, 5, 4), normal(2, 3, seed=1), normal(2, 3, seed=2)
     slow = torch.empty_like(x)
@@ -37,6 +47,7 @@ def test_adaptive_instance_norm_forgets_brightness_and_contrast():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("any_device")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_written_gradients_of_both_norms_are_those_of_their_formulas(dtype):
     def adaptive(x, scale, shift):
@@ -68,6 +79,7 @@ def test_the_written_gradients_of_both_norms_are_those_of_their_formulas(dtype):
             torch.testing.assert_close(grad.double(), right, **rough)
 
 
+@pytest.mark.usefixtures("any_device")
 @pytest.mark.parametrize("level", [0.0, 100.0])
 def test_norms_of_one_picture_without_gradient_are_those_of_many(level):
     x, scale, shift = 1e-3 * normal(1, 3, 5, 4) + level, normal(1, 3, seed=1), normal(1, 3, seed=2)
@@ -77,6 +89,7 @@ def test_norms_of_one_picture_without_gradient_are_those_of_many(level):
     torch.testing.assert_close(found, (adaptive_instance_norm(x, scale, shift), norm(x)))
 
 
+@pytest.mark.usefixtures("any_device")
 def test_both_norms_have_second_derivatives():
     x, scale, shift = (normal(*shape).requires_grad_() for shape in ((2, 3, 3, 2), (2, 3), (2, 3)))
     assert torch.autograd.gradgradcheck(adaptive_instance_norm, (x, scale, shift))
@@ -84,6 +97,7 @@ def test_both_norms_have_second_derivatives():
     assert torch.autograd.gradgradcheck(norm, (x,))
 
 
+@pytest.mark.usefixtures("any_device")
 def test_sample_norm_of_a_flat_map_is_the_shift_and_passes_finite_gradients():
     norm = SampleNorm(2).double()
     x = torch.full((1, 2, 3, 3), 4.0, dtype=torch.float64, requires_grad=True)
@@ -95,6 +109,7 @@ def test_sample_norm_of_a_flat_map_is_the_shift_and_passes_finite_gradients():
         assert torch.equal(norm(x), torch.zeros_like(y))
 
 
+@pytest.mark.usefixtures("any_device")
 def test_sample_norm_treats_every_sample_alone_with_the_unbiased_deviation():
     norm = SampleNorm(3).double()
     x = normal(2, 3, 4, 4) * torch.tensor([1.0, 50.0], dtype=torch.float64)[:, None, None, None]
@@ -104,12 +119,26 @@ def test_sample_norm_treats_every_sample_alone_with_the_unbiased_deviation():
         torch.testing.assert_close(norm(x)[sample], expected)
 
 
+@pytest.mark.usefixtures("any_device")
 def test_sample_norm_computes_in_float32_for_half_precision():
     norm = SampleNorm(2)
     x = normal(1, 2, 16, 16, dtype=torch.float32) + 100
     found = norm(x.bfloat16())
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), norm(x.bfloat16().float()), rtol=1e-2, atol=1e-2)  # 8 bits of precision
+
+
+@pytest.mark.usefixtures("any_device")
+@pytest.mark.parametrize("number", [1, 2])
+def test_norms_leave_channels_where_they_are(number):
+    x = normal(number, 3, 6, 4).to(memory_format=torch.channels_last)
+    norm = SampleNorm(3).double()
+    scale, shift = normal(number, 3), normal(number, 3, seed=1)
+    with torch.no_grad():
+        for y in (norm(x), adaptive_instance_norm(x, scale, shift)):
+            assert y.is_contiguous(memory_format=torch.channels_last)
+    for y in (norm(x), adaptive_instance_norm(x, scale, shift)):
+        assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (5, 9)])

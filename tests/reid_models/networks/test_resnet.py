@@ -109,7 +109,7 @@ def test_a_size_that_makes_no_sense_is_refused(arguments):
 def test_a_shortcut_with_a_stride_gives_what_a_strided_convolution_does():
     shortcut = SmallTrunk(width=4).stages[1].shortcut[0]
     x = torch.randn(2, 4, 9, 6, requires_grad=True)
-    expected = torch.nn.functional.conv2d(x, shortcut.weight, stride=2)
+    expected = torch.einsum("oi,bihw->bohw", shortcut.weight[:, :, 0, 0], x[:, :, ::2, ::2])
     torch.testing.assert_close(shortcut(x), expected)
     gradients = [torch.autograd.grad(y.square().sum(), (x, shortcut.weight)) for y in (shortcut(x), expected)]
     torch.testing.assert_close(*gradients)

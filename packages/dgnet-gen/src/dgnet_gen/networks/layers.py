@@ -52,7 +52,15 @@ def _alone(x: Tensor) -> bool:
 
     It reads the map once less, and sums in float32 whatever it reads.
     """
-    return len(x) == 1 and not torch.is_grad_enabled()
+    return len(x) == 1 and not torch.is_grad_enabled() and _group_norm_fits(x)
+
+
+def _group_norm_fits(x: Tensor) -> bool:
+    """Whether PyTorch's group norm takes channels that come last, and keeps them there: that of the CPU alone does.
+
+    On CUDA it refuses such a map or, in newer versions, rearranges it.
+    """
+    return x.device.type == "cpu"
 
 
 class _AdaptiveNorm(torch.autograd.Function):
@@ -64,10 +72,17 @@ class _AdaptiveNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
         b, c, h, w = x.shape
-        normalised, mean, rstd = torch.native_group_norm(_wide(x), None, None, b, c, h * w, c, eps)
+        if _group_norm_fits(x):
+            normalised, mean, rstd = torch.native_group_norm(_wide(x), None, None, b, c, h * w, c, eps)
+            y = torch.addcmul(_per_map(_wide(shift)), normalised, _per_map(_wide(scale)))
+        else:
+            variance, mean = torch.var_mean(_wide(x), (2, 3), correction=0)
+            rstd = (variance + eps).rsqrt()
+            factor = _wide(scale) * rstd
+            y = torch.addcmul(_per_map(_wide(shift) - mean * factor), _wide(x), _per_map(factor))
         ctx.save_for_backward(x, scale, shift, mean, rstd)
         ctx.eps = eps
-        return torch.addcmul(_per_map(_wide(shift)), normalised, _per_map(_wide(scale))).to(x.dtype)
+        return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -122,8 +137,11 @@ class _SampleNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         b, c, h, w = x.shape
         size = c * h * w
-        _, mean, rstd = torch.native_group_norm(_wide(x), None, None, b, c, h * w, 1, 0.0)
-        deviation = math.sqrt(size / (size - 1)) / rstd
+        if _group_norm_fits(x):
+            _, mean, rstd = torch.native_group_norm(_wide(x), None, None, b, c, h * w, 1, 0.0)
+            deviation = math.sqrt(size / (size - 1)) / rstd
+        else:
+            deviation, mean = (each[:, None] for each in torch.std_mean(_wide(x), (1, 2, 3)))
         ctx.save_for_backward(x, gamma, beta, mean, deviation)
         scale = gamma / (deviation + 1e-5)
         return torch.addcmul(_per_map(beta - mean * scale), _wide(x), _per_map(scale)).to(x.dtype)
