@@ -102,7 +102,8 @@ def market(
     \b
     Example:
       python -m pipelines market --raw Market-1501-v15.09.15 --out runs
-      python -m pipelines market --raw Market-1501-v15.09.15 --out runs/small --preset small --set dgnet.max_iter=500
+      python -m pipelines market --raw Market-1501-v15.09.15 --out runs/small \\
+        --preset small --set dgnet.max_iter=500
     """
     with user_errors():
         from pipelines.road import market_road, walk

@@ -1,7 +1,6 @@
 """What a user can do wrong with dgnet-gen: one line that says so, exit code 1, and nothing lost."""
 
 import errno
-import inspect
 import io
 import json
 import os
@@ -224,16 +223,6 @@ def test_a_setting_that_is_given_as_an_option_is_answered_with_how_to_set_it(sou
     assert result.exit_code == 2
     assert "settings are changed with --set max_iter=9" in " ".join(result.stderr.replace("│", "").split())
     assert dgnet_gen("train", "--out", tmp_path / "out").exit_code == 2  # without --data
-
-
-@pytest.mark.parametrize("command", sorted({*main.commands} - {"train"}))
-def test_examples_stand_in_a_help_of_80_columns_as_they_are_written(command):
-    shown = CliRunner().invoke(main, [command, "--help"], env={"COLUMNS": "80"}).output
-    lines = [line.rstrip() for line in shown.splitlines()]
-    examples = inspect.cleandoc(main.commands[command].help).split("Example:\n")[1].splitlines()
-    assert examples
-    for example in examples:
-        assert f" {example}" in lines  # with its indentation, unbroken
 
 
 SHEETS = ["swap", "rainbow", "smooth", "smooth-structure"]

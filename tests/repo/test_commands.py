@@ -1,5 +1,6 @@
 """Every command explains itself with an example, quickly, and every documented command exists."""
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -47,12 +48,22 @@ def refuse_unknown_options(line: str) -> None:
 def test_help_ends_with_an_example_that_the_command_understands(program, name):
     result = CliRunner().invoke(GROUPS[program], [name, "--help"])
     assert result.exit_code == 0
-    text = GROUPS[program].commands[name].help
+    text = GROUPS[program].commands[name].help.replace("\\\n", " ")
     assert "Example" in text
     lines = [line.strip() for line in text.split("Example", 1)[1].splitlines() if line.strip().startswith(program)]
     assert lines
     for line in lines:
         refuse_unknown_options(line)
+
+
+@pytest.mark.parametrize(("program", "name"), COMMANDS)
+def test_examples_stand_in_a_help_of_80_columns_as_they_are_written(program, name):
+    shown = CliRunner().invoke(GROUPS[program], [name, "--help"], env={"COLUMNS": "80"}).output
+    lines = [line.rstrip() for line in shown.splitlines()]
+    _, title, examples = inspect.cleandoc(GROUPS[program].commands[name].help).partition("Example")
+    assert title
+    for example in examples.splitlines()[1:]:
+        assert f" {example}".rstrip() in lines  # with its indentation, unbroken
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[str(file.relative_to(ROOT)) for file in DOCUMENTS])

@@ -108,9 +108,11 @@ def train(
 
     \b
     Example:
-      dgnet-gen train --config configs/dgnet_market.yaml --data data/market --teacher runs/teacher --out runs/dgnet
+      dgnet-gen train --config configs/dgnet_market.yaml --data data/market \\
+        --teacher runs/teacher --out runs/dgnet
       dgnet-gen train --resume --out runs/dgnet
-      dgnet-gen train --config configs/dgnet_market.yaml --data data/market --teacher runs/teacher --plan
+      dgnet-gen train --config configs/dgnet_market.yaml --data data/market \\
+        --teacher runs/teacher --plan
     """
     if plan and (resume or reset):
         raise click.UsageError("--plan writes nothing, --resume and --reset do: give one of them")

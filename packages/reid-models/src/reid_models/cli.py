@@ -58,7 +58,7 @@ def toy(
 
     \b
     Example:
-      reid-models toy data/toy-raw --ids 16 --cameras 4 --per-camera 6 --preview data/toy.png
+      reid-models toy data/toy-raw --ids 16 --cameras 4 --preview data/toy.png
     """
     with user_errors():
         from reid_eval.files import save_image
@@ -240,10 +240,13 @@ def train(
 
     \b
     Example:
-      reid-models train --config configs/baseline_market.yaml --data data/market --out runs/teacher
+      reid-models train --config configs/baseline_market.yaml \\
+        --data data/market --out runs/teacher
       reid-models train --resume --out runs/teacher
-      reid-models train --config configs/mgn_market.yaml --data data/market --out runs/mgn --weights model_best.pt
-      reid-models train --data data/market --out runs/with --extra-data runs/dgnet/fake/00100000 --ratio 0.5
+      reid-models train --config configs/mgn_market.yaml \\
+        --data data/market --out runs/mgn --weights model_best.pt
+      reid-models train --data data/market --out runs/with \\
+        --extra-data runs/dgnet/fake/00100000 --ratio 0.5
     """
     if reset and resume:
         raise click.UsageError("--reset begins anew and --resume goes on: give one of them")
@@ -337,9 +340,10 @@ def extract(
     \b
     Example:
       reid-models extract --run runs/teacher --out runs/teacher/features.npz
-      reid-models extract --weights model_best.pt --data Market-1501-v15.09.15 --out features.npz
+      reid-models extract --weights model_best.pt --data Market --out mgn.npz
       reid-models extract --run runs/teacher --images photos --out photos.npz
-      reid-models extract --run runs/dgnet --alpha 0.5 --split query --split gallery --split multi-query
+      reid-models extract --run runs/dgnet --alpha 0.5 --split query \\
+        --split gallery --split multi-query
     """
     if (run_path is None) == (weights is None):
         raise click.UsageError("give either --run or --weights")
@@ -446,9 +450,12 @@ def inspect(file: Path, as_json: bool) -> None:
 def export(run_path: Path, which: str, file_format: str, out: Path, overwrite: bool, as_json: bool) -> None:
     """Write a run's network as a file that the program which published that network loads.
 
+    Names and shapes of its tensors are that program's; values are copied as they are.
+
     \b
     Example:
-      reid-models export --run runs/teacher --which best --format original --out models/teacher/net_last.pth
+      reid-models export --run runs/teacher --which best \\
+        --format original --out models/teacher/net_last.pth
     """
     with user_errors():
         from reid_models.exchange import export_run
