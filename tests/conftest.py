@@ -1,9 +1,18 @@
 import os
+import signal
 
 import pytest
 import torch
 
 from benchmarks.processor import describe
+
+# A shell's background and nohup have signals ignored, which commands then leave so. Tests send them.
+for _signal, _default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (getattr(signal, "SIGHUP", None), signal.SIG_DFL),
+):
+    if _signal is not None and signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, _default)
 
 # Small tensors: one thread is faster than two that wait for each other. OMP_NUM_THREADS may say otherwise.
 if "OMP_NUM_THREADS" not in os.environ:

@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -210,7 +211,7 @@ def test_an_extractor_that_is_not_known_is_explained(name, message):
 
 
 def test_features_of_a_run_need_the_other_package(monkeypatch):
-    monkeypatch.setattr(extractors, "entry_points", lambda group: [])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
     with pytest.raises(ExtractorError, match="reid-models is not installed"):
         extractor_from_name("reid:runs/teacher")
 
