@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from reid_models.cli import main
-from reid_models.data.check import PUBLISHED, check_dataset, fitting_protocol, training_findings
+from reid_models.data.check import PUBLISHED, check_dataset, fitting_protocol, ranked_splits, training_findings
 from reid_models.data.index import DatasetIndex, ImageRecord
 from reid_models.data.prepare import prepare_dataset
 from reid_models.data.synthetic import make_toy_dataset
@@ -250,14 +250,14 @@ def test_a_query_without_a_match_in_another_camera_is_said(tmp_path):
 def test_queries_that_match_in_their_own_camera_alone_are_ranked_without_cameras(tmp_path):
     write_images(tmp_path, *SOUND[:4], "query/0003_c1s1_000005_00.jpg", "bounding_box_test/0003_c1s1_000006_01.jpg")
     assert said(tmp_path, "1 of 1 queries have no match in another camera") == "warning"
-    assert fitting_protocol(DatasetIndex.open(tmp_path)) == "no-camera"
+    assert fitting_protocol(DatasetIndex.open(tmp_path))[0] == "no-camera"
     assert check_dataset(tmp_path).can_train
 
 
 def test_queries_whose_people_are_not_in_the_gallery_are_an_error(tmp_path):
     write_images(tmp_path, *SOUND[:4], "query/0003_c1s1_000005_00.jpg", "bounding_box_test/0004_c2s1_000006_01.jpg")
     assert said(tmp_path, "no query has its person in the gallery") == "error"
-    assert fitting_protocol(DatasetIndex.open(tmp_path)) is None
+    assert fitting_protocol(DatasetIndex.open(tmp_path))[0] is None
     assert not check_dataset(tmp_path).can_train
 
 
@@ -419,9 +419,15 @@ def test_a_folder_per_person_can_be_trained_on_and_is_told_how_it_is_ranked(tmp_
 @pytest.mark.parametrize("present", ["query", "gallery"])
 def test_a_query_or_a_gallery_alone_is_ranked_leave_one_out(tmp_path, present):
     index = DatasetIndex.open(table(tmp_path, *TRAINING, f"3a.jpg,3,1,{present}", f"3b.jpg,3,2,{present}"))
-    assert fitting_protocol(index) == "leave-one-out"
-    assert fitting_protocol(index.subset([0, 1, 2, 3, 4])) is None  # nobody is there twice
-    assert fitting_protocol(index.split("train")) is None
+    assert fitting_protocol(index)[0] == "leave-one-out"
+    assert fitting_protocol(index.subset([0, 1, 2, 3, 4]))[0] is None  # nobody is there twice
+
+
+def test_pictures_without_query_and_gallery_are_ranked_among_themselves(tmp_path):
+    index = DatasetIndex.open(table(tmp_path, *TRAINING))
+    assert (ranked_splits(index), fitting_protocol(index)[0]) == (("train_all",), "leave-one-out")
+    alone = index.subset([int(np.flatnonzero(index.pids == pid)[0]) for pid in np.unique(index.pids)])
+    assert fitting_protocol(alone) == (None, "no split query or gallery, and nobody in two pictures")
 
 
 def test_identity_0_is_counted_as_a_distractor_in_market_and_as_a_person_in_a_table(tmp_path):

@@ -70,7 +70,7 @@ def judge(index: DatasetIndex) -> None:
     assert index.label_array.max() < index.num_ids
     assert len(index.fingerprint) == 16
     assert all(index.name_of(pid) for pid in index.labels)
-    assert fitting_protocol(index) in ("cross-camera", "no-camera", "leave-one-out", None)
+    assert fitting_protocol(index)[0] in ("cross-camera", "no-camera", "leave-one-out", None)
     training_findings(index)
     check = check_dataset(index, decode=True)
     assert check.to_text().isprintable() or all(line.isprintable() for line in check.to_text().splitlines())

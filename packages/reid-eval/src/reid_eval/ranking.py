@@ -910,13 +910,55 @@ def _rows_of(features: ReidFeatures, protocol: ProtocolName) -> tuple[np.ndarray
 
 
 def fitting_protocol(features: ReidFeatures) -> tuple[ProtocolName, str]:
-    """The protocol that these data allow, and why it is not cross-camera; nothing where it is."""
-    if not has_splits(features):
-        return "leave-one-out", "no split query or gallery, so every picture is a query against all others"
-    ranked = np.isin(features.splits, ("query", "gallery"))
-    if (features.camids[ranked] == -1).all():
+    """The protocol that these data allow, and why it is not cross-camera; nothing where it is.
+
+    Where there is nothing to rank, the one that says so. Where file names tell of other cameras than the labels do,
+    these are probably misread, and no other protocol takes the place of cross-camera.
+    """
+    protocol, why = protocol_of(features.pids, features.camids, features.splits)
+    if protocol is None:
+        return ("cross-camera", "") if has_splits(features) else ("leave-one-out", why)
+    ranked = np.flatnonzero(np.isin(features.splits, ("query", "gallery")))
+    if protocol == "no-camera" and (features.camids[ranked] != -1).any() and _misread_cameras(features, ranked):
+        return "cross-camera", ""
+    return protocol, why
+
+
+def protocol_of(pids: np.ndarray, camids: np.ndarray, splits: np.ndarray) -> tuple[ProtocolName | None, str]:
+    """The protocol that pictures can be ranked by, and why it is not cross-camera; None, and why, if by none.
+
+    "cross-camera" where anybody is asked for who is in the gallery under another camera; "no-camera" where no camera is
+    known, or all such pictures are of the query's own; "leave-one-out" where query or gallery stands alone, or neither
+    is there, and somebody is in two pictures.
+
+    Shapes:
+        pids, camids  (N,)  int
+        splits        (N,)  text
+    """
+    query, gallery = (splits == "query") & (pids >= 0), (splits == "gallery") & (pids >= 0)
+    if not (query.any() and gallery.any()):
+        with_splits = bool(query.any() or gallery.any())
+        taken = query | gallery if with_splits else (splits != MULTI_QUERY) & (pids >= 0)
+        taken &= (pids != 0) if with_splits and not (pids[query] == 0).any() else True  # distractors
+        alone = "no split gallery" if query.any() else "no split query" if with_splits else "no split query or gallery"
+        if len(taken_pids := pids[taken]) == len(np.unique(taken_pids)):
+            return None, f"{alone}, and nobody in two pictures"
+        return "leave-one-out", f"{alone}, so every picture is a query against all others"
+    people, place = np.unique(pids[gallery], return_inverse=True)
+    lowest = np.full(len(people), np.iinfo(np.int64).max)
+    highest = np.full(len(people), -1)
+    np.minimum.at(lowest, place, camids[gallery])
+    np.maximum.at(highest, place, camids[gallery])
+    found = np.searchsorted(people, pids[query]).clip(max=len(people) - 1)
+    is_there = people[found] == pids[query]
+    if not is_there.any():
+        return None, "no query has its person in the gallery"
+    if (camids[query] == -1).all() and (camids[gallery] == -1).all():
         return "no-camera", "no camera is known, so none is left out"
-    return "cross-camera", ""
+    own = camids[query]
+    if (is_there & ((own == -1) | (lowest[found] != own) | (highest[found] != own))).any():
+        return "cross-camera", ""
+    return "no-camera", "no query has its person in the gallery under another camera, so none is left out"
 
 
 def has_splits(features: ReidFeatures) -> bool:

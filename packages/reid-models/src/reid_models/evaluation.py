@@ -15,7 +15,7 @@ from typing import Literal
 
 from reid_eval.ranking import ProtocolName, QueryScores, RankReport, rank, rerank_params
 from reid_models.config import ConfigError
-from reid_models.data.check import fitting_protocol
+from reid_models.data.check import fitting_protocol, ranked_splits
 from reid_models.data.index import DatasetIndex, ImageRecord
 from reid_models.extraction import Embedder, extract_features
 
@@ -46,26 +46,28 @@ class Evaluation:
             ConfigError: the protocol that is asked for has no query with an answer.
         """
         splits = tuple(split for split in ("query", "gallery") if split in data.splits)
-        if len(splits) < (1 if asked == "leave-one-out" else 2):
-            nothing = "no query and gallery, so nothing is evaluated and no best checkpoint is kept"
-            logger.warning("%s: %s", data.root, nothing)
+        protocol, why = fitting_protocol(data) if asked == "auto" else (asked, "")
+        if not splits or (len(splits) == 1 and asked != "auto" and asked != "leave-one-out"):
+            logger.warning(
+                "%s: no query and gallery, so nothing is evaluated and no best checkpoint is kept; afterwards "
+                "'reid-models extract' and 'reid-eval rank' rank %s among themselves",
+                data.root, "those whom it was trained on" if ranked_splits(data) == ("train_all",) else "its people",
+            )  # fmt: skip
             return None
         query, gallery = ([record for record in data if record.split == name] for name in ("query", "gallery"))
-        protocol = fitting_protocol(data) if asked == "auto" else asked
         if asked != "auto" and not _is_answerable(query, gallery, asked):
             raise ConfigError(
                 f"eval_protocol: under {asked} no query of {data.root} has a right answer; set eval_protocol=auto, or "
                 "see reid-models check"
             )
         if protocol is None:
-            logger.warning("%s: no query has its person in the gallery, so nothing is evaluated", data.root)
+            logger.warning("%s: %s, so nothing is evaluated", data.root, why)
             return None
         if protocol != "leave-one-out" and any(record.pid < 0 for record in query):
             logger.warning("%s: junk (-1) among the queries, so nothing is evaluated; take it out", data.root)
             return None
         if asked == "auto" and protocol != "cross-camera":
-            why = "no query has its person in the gallery under another camera, so the protocol is"
-            logger.warning("%s: %s %s (eval_protocol)", data.root, why, protocol)
+            logger.warning("%s: %s: the protocol is %s (eval_protocol)", data.root, why, protocol)
         return cls(data, protocol, splits, len(query), _selves(query, gallery, protocol))
 
     def measure(self, embedder: Embedder, *, rerank: bool, num_workers: int) -> RankReport:

@@ -21,10 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from reid_eval.errors import printable
 from reid_eval.files import ImageError, Picture, read_picture
 from reid_eval.progress import track
-from reid_eval.ranking import ProtocolName
+from reid_eval.ranking import ProtocolName, protocol_of
 from reid_eval.stopping import check_stop
 from reid_models.data.index import SPLITS, DatasetIndex, ImageRecord, dataset_of_names
 
@@ -230,7 +232,8 @@ def check_dataset(data: DatasetIndex | Path | str, *, layout: str = "auto", deco
         *_published_findings(index, published, splits),
         *_content_findings(index, dataset, files, decode),
     ]
-    return DatasetCheck(str(index.root), index.layout, dataset, splits, tuple(_worst_first(findings)), index.names)
+    root = index.root if isinstance(data, DatasetIndex) else data  # a table by its name
+    return DatasetCheck(str(root), index.layout, dataset, splits, tuple(_worst_first(findings)), index.names)
 
 
 def training_findings(index: DatasetIndex) -> list[Finding]:
@@ -246,22 +249,20 @@ def _worst_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: order[finding.severity])
 
 
-def fitting_protocol(index: DatasetIndex) -> ProtocolName | None:
-    """The protocol of `reid_eval.ranking` that query and gallery can be ranked by; None if there is nothing to rank.
+def ranked_splits(index: DatasetIndex) -> tuple[str, ...]:
+    """The splits whose pictures are ranked: query and gallery, as far as they are there, or else "train_all"."""
+    return tuple(name for name in ("query", "gallery") if name in index.splits) or ("train_all",)
 
-    "cross-camera" where anybody is asked for who is in the gallery under another camera, or an unknown one;
-    "no-camera" where all such pictures are of the query's own camera; "leave-one-out" where there is a query or a
-    gallery alone, with somebody in two pictures.
+
+def fitting_protocol(index: DatasetIndex) -> tuple[ProtocolName | None, str]:
+    """The protocol that `ranked_splits` can be ranked by, and why it is not cross-camera; None if there is none.
+
+    It is what `reid-eval rank` takes for their features (see `reid_eval.ranking.protocol_of`).
     """
-    lowest = 1 if index.has_distractors else 0
-    asking = [record for record in index if record.split == "query" and record.pid >= 0]
-    answering = [record for record in index if record.split == "gallery" and record.pid >= lowest]
-    if asking and answering:
-        cameras = _cameras_of(answering)
-        found = [cameras[record.pid] - ({record.camid} - {-1}) for record in asking if record.pid in cameras]
-        return ("cross-camera" if any(found) else "no-camera") if found else None
-    pictures = Counter(record.pid for record in (*asking, *answering))
-    return "leave-one-out" if max(pictures.values(), default=0) > 1 else None
+    splits = {*ranked_splits(index)}
+    splits |= {"train", "val"} if "train_all" in splits else set()
+    ranked = index.subset([row for row, record in enumerate(index) if record.split in splits])
+    return protocol_of(ranked.pids, ranked.camids, np.array([record.split for record in ranked], np.str_))
 
 
 def _cameras_of(records: Iterable[ImageRecord]) -> dict[int, set[int]]:
@@ -390,7 +391,12 @@ def _camera_findings(index: DatasetIndex, dataset: str) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"{unknown} images have no known camera",
-            "training works; ranking will not leave out same-camera matches; rename as 0002_c1_...jpg or use a CSV",
+            "training works, and ranking leaves out no matches of the same camera; if you know the cameras, "
+            + (
+                "add a column camid"
+                if index.layout == "csv"
+                else "call pictures 0002_c1_...jpg, or list them in a table"
+            ),
         )
     training = {record.camid for record in index if record.split in ("train", "val")}
     if len(training) == 1 and training != {-1}:
@@ -439,13 +445,15 @@ def _identity_findings(index: DatasetIndex) -> Iterator[Finding]:
 def _evaluation_findings(index: DatasetIndex) -> Iterator[Finding]:
     """Whether and how query and gallery can be ranked."""
     there = [name for name in ("query", "gallery") if name in index.splits]
-    protocol = fitting_protocol(index)
+    protocol, _ = fitting_protocol(index)
     if not there:
         yield Finding(
             "note",
             "no query and no gallery to evaluate on",
-            "training works without; people are ranked among themselves by 'reid-models extract --split train_all' and "
-            "'reid-eval rank --protocol leave-one-out'",
+            "training works without; afterwards people are ranked among themselves by 'reid-models extract --run RUN "
+            "--split train_all' and 'reid-eval rank --protocol leave-one-out'"
+            if protocol
+            else "training works without; nothing can be ranked, since nobody is there twice",
         )
     elif len(there) == 1:
         absent = "gallery" if there == ["query"] else "query"
@@ -588,7 +596,7 @@ def _listing_findings(index: DatasetIndex, files: _Files) -> Iterator[Finding]:
             _same_file(index, leaking),
         )
     asking = [records for records in several if _is_in(records, "query") and _is_in(records, "gallery")]
-    looks_at_cameras = fitting_protocol(index) == "cross-camera"
+    looks_at_cameras = fitting_protocol(index)[0] == "cross-camera"
     harmful = [records for records in asking if not looks_at_cameras or _finds_itself(records)]
     if harmful:
         yield Finding(
