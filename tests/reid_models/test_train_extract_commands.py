@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from reid_eval.cli import main as rank_main
 from reid_eval.features import ReidFeatures
 from reid_eval.locks import locked
 from reid_eval.stopping import STOP_SIGNALS
@@ -173,6 +174,22 @@ def test_other_splits_and_half_precision_can_be_asked_for(run, tmp_path):
     features = ReidFeatures.load(file)
     assert (counts["train"], counts["query"]) == (len(features.split("train")), len(features.query)) == (24, 8)
     assert features.meta["precision"] == "bf16"
+
+
+def test_people_of_a_folder_each_are_ranked_among_themselves_by_their_names(run, toy_root, tmp_path):
+    pictures = sorted((toy_root / "bounding_box_train").glob("*.jpg"))[:6]
+    for number, picture in enumerate(pictures):
+        folder = tmp_path / "people" / ("Anna Müller" if number % 2 else "Bert")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, folder / f"{number}.jpg")
+    result = reid_models("extract", "--run", run, "--data", tmp_path / "people", "--out", tmp_path / "f.npz")
+    assert result.exit_code == 0, result.output
+    assert "no query and no gallery, so the vectors are of train_all" in result.stderr
+    features = ReidFeatures.load(tmp_path / "f.npz")
+    assert features.meta["names"] == {"1": "Anna Müller", "2": "Bert"}
+    ranked = CliRunner().invoke(rank_main, ["rank", "--features", str(tmp_path / "f.npz")])
+    assert "ranking by the protocol leave-one-out" in ranked.stderr
+    assert "6 queries against 6 gallery images" in ranked.stdout
 
 
 def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(config_file, toy_root, tmp_path):

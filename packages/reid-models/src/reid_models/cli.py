@@ -334,6 +334,7 @@ def extract(
 ) -> None:
     """Write the feature file of a dataset's query and gallery, which reid-eval rank reads.
 
+    Where there is neither, as in a folder per person, it is of all training pictures, to be ranked among themselves.
     Stopped by SIGTERM or SIGINT (exit code 75), or killed, it leaves the vectors made so far beside the file, and the
     same command goes on from them.
 
@@ -359,6 +360,7 @@ def extract(
         raise click.UsageError("--untrained, --which and --alpha are for --run: a file holds one network")
     with user_errors():
         from reid_eval.errors import Stopped
+        from reid_models.data.check import ranked_splits
         from reid_models.data.index import DatasetError, DatasetIndex
         from reid_models.extraction import extract_features, load_embedder, load_file, parse_which
         from reid_models.runs import RunDir
@@ -376,6 +378,9 @@ def extract(
         if out.is_dir():
             raise OutputError(f"{out}: is a folder; expected a file's name, such as {out / 'features.npz'}")
         index = DatasetIndex.from_images(images) if images else DatasetIndex.open(str(data))
+        if not (images or splits) and (splits := ranked_splits(index)) != ("query", "gallery"):
+            missing = " and no ".join(split for split in ("query", "gallery") if split not in splits)
+            click.echo(printable(f"{index.root}: no {missing}, so the vectors are of {splits[0]}"), err=True)
         if run_path is not None:
             embedder = load_embedder(
                 run_path, parse_which(which), device, untrained=untrained, half=half, compile=compile, alpha=alpha
@@ -389,7 +394,7 @@ def extract(
                 features = extract_features(
                     embedder,
                     index,
-                    ("images",) if images else splits or ("query", "gallery"),
+                    ("images",) if images else splits,
                     flip=flip,
                     batch_size=batch_size,
                     num_workers=workers,

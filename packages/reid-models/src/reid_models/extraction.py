@@ -233,6 +233,7 @@ def extract_features(
     """
     parts = [index.split(split) for split in splits]
     chosen = DatasetIndex(index.root, index.layout, tuple(record for part in parts for record in part))
+    names = {str(pid): index.names[pid] for pid in sorted({*chosen.pids.tolist()} & index.names.keys())}
     meta = {
         "extractor": embedder.name,
         "reid_models": reid_models.__version__,
@@ -241,6 +242,7 @@ def extract_features(
         "image_hw": list(embedder.image_hw),
         "data": str(index.root),
         "index_fingerprint": index.fingerprint,
+        **({"names": names} if names else {}),
         **({"precision": runtime.precision} if (runtime := getattr(embedder, "runtime", None)) else {}),
         **({"network_made_by": made_by} if (made_by := getattr(embedder, "made_by", None)) else {}),
         **({"parts": places} if (places := getattr(embedder, "parts", None)) else {}),
