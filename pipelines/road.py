@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import click
+
 from dgnet_gen.generation import generate
 from dgnet_gen.generation_plan import plan_generation
 from dgnet_gen.model import DGNet
@@ -22,25 +24,42 @@ from dgnet_gen.truth import swap_truth, truth_sheet
 from dgnet_gen.visualise import enlarged, pick_people, swap_grid
 from pipelines.stages import Stage, read_record, run_stages
 from reid_eval import __version__
+from reid_eval.errors import OutputError, ReidError, printable
 from reid_eval.extractors import Extractor, extractor_from_name
+from reid_eval.features import ReidFeatures
 from reid_eval.files import save_image
 from reid_eval.images import fid
 from reid_eval.locks import locked
-from reid_eval.outputs import refuse_foreign_folder
+from reid_eval.outputs import is_made_by, refuse_foreign_folder
 from reid_eval.pair_results import beside_real, ssim_within_identity
-from reid_eval.ranking import rank, rerank_params
-from reid_eval.report import MetricResult, Picture, Report, Timing, group_metrics, write_report
+from reid_eval.ranking import ProtocolName, rank, rerank_params
+from reid_eval.report import (
+    MetricResult,
+    Picture,
+    Report,
+    ReportError,
+    Timing,
+    claim_report,
+    group_metrics,
+    write_report,
+)
 from reid_eval.stopping import stoppable
 from reid_models.config import ConfigError, config_dict, load_config
-from reid_models.data.check import check_dataset
-from reid_models.data.generated import read_manifest
-from reid_models.data.index import DatasetError, DatasetIndex
+from reid_models.data.check import check_dataset, fitting_protocol, ranked_splits
+from reid_models.data.generated import read_card, read_manifest
+from reid_models.data.index import PREPARED_FILE, DatasetError, DatasetIndex
+from reid_models.data.layouts import read_marker
 from reid_models.data.prepare import prepare_dataset
 from reid_models.data.synthetic import make_toy_dataset
+from reid_models.evaluation import Evaluation
 from reid_models.extraction import extract_features, load_embedder
 from reid_models.runs import RunDir
 from reid_models.runtime import Runtime
 from reid_models.training import ReidTrainConfig, train_reid
+from reid_models.weights import WeightsError
+
+MAKER = "python -m pipelines"
+"""as its pictures say"""
 
 
 @dataclass(frozen=True)
@@ -198,8 +217,8 @@ def _by_trainer(overrides: Sequence[str]) -> dict[str, list[str]]:
 def walk(road: Road) -> Path:
     """Do what is not done yet; returns the report.
 
-    What would stop a later stage after days of training stops it at once: an unknown dataset, missing weights, a folder
-    of somebody else.
+    What would stop a later stage after days of training stops it at once: an unknown dataset, missing weights, a file
+    or folder of somebody else.
 
     Raises:
         ReidError: what a stage refuses; everything finished stays, and the same walk goes on there.
@@ -210,23 +229,72 @@ def walk(road: Road) -> Path:
         raw()
     if "inception" in road.extractors:
         extractor_from_name("inception", weights=road.fid_weights, device="cpu")
-    for folder, marker in (
-        (road.prepared, "index.json"),
-        (road.teacher_run, "run.json"),
-        (road.dgnet_run, "run.json"),
-        (road.generated, "card.json"),
-    ):
-        refuse_foreign_folder(folder, marker, what=f"{folder.name} of this pipeline", is_ours=lambda _: True)
-    stages = _stages(road, runtime, raw)
+    _refuse_missing_weights(road)
+    ours = {*_measured(road), *_written(road, "report")}
+    _refuse_foreign(road, ours)
+    stages = _stages(road, runtime, raw, ours)
     records = road.out / "stages"
     records.mkdir(parents=True, exist_ok=True)
-    with locked(records, "python -m pipelines"), stoppable(road.max_hours):
+    with locked(records, MAKER), stoppable(road.max_hours):
         run_stages(stages, road.out)
     return road.report
 
 
-def _stages(road: Road, runtime: Runtime, raw: Callable[[], DatasetIndex]) -> list[Stage]:
-    """The stages in their order: what each depends on, reads and writes."""
+def _refuse_missing_weights(road: Road) -> None:
+    """See that the weight files are there that trainings which have not begun will start from."""
+    for run, file, setting in (
+        (road.teacher_run, road.teacher.network.weights, "teacher.network.weights"),
+        (road.dgnet_run, road.dgnet.trunk_weights, "dgnet.trunk_weights"),
+    ):
+        if file not in ("none", "imagenet") and not _has_begun(run) and not Path(file).is_file():
+            raise WeightsError(f"{file}: no such weight file (--set {setting}); give its path, imagenet, or none")
+
+
+def _refuse_foreign(road: Road, ours: set[Path]) -> None:
+    """See that nothing of somebody else lies where results will be written; `ours` are the files of earlier walks."""
+    for stage, folder, marker, is_ours in (
+        ("prepare", road.prepared, PREPARED_FILE, lambda file: read_marker(file.parent) is not None),
+        ("teacher", road.teacher_run, "run.json", lambda file: _says(file, kind="reid")),
+        ("dgnet", road.dgnet_run, "run.json", lambda file: _says(file, kind="dgnet")),
+        ("generate", road.generated, "card.json", lambda file: _says(file, kind="dgnet-generation")),
+    ):
+        if read_record(road.out, stage) is None:
+            refuse_foreign_folder(folder, marker, what=f"{folder.name} of this pipeline", is_ours=is_ours)
+    pictures = {road.pictures / "swap.png", road.pictures / "truth.png"} - ours
+    foreign = [file for file in sorted(pictures) if file.exists() and not is_made_by(file, MAKER)]
+    foreign += [file for file in sorted(road.metrics.glob("*.json")) if file not in ours and not _is_metric(file)]
+    if foreign:
+        raise OutputError(f"{foreign[0]}: exists and was not made by {MAKER}; move it, or choose another --out")
+    claim_report(road.report, overwrite=road.report in ours)
+
+
+def _is_metric(file: Path) -> bool:
+    try:
+        return bool(MetricResult.load(file))
+    except ReportError:
+        return False
+
+
+def _says(file: Path, **values: str) -> bool:
+    """Whether a marker says so. A damaged one counts as ours: who reads it will say so."""
+    try:
+        found = json.loads(file.read_bytes())
+    except Exception:  # whatever a parser makes of it
+        return True
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in values.items())
+
+
+def _broken(folder: Path, read: Callable[[Path], object]) -> Path | None:
+    """A folder that holds something and cannot be read as what it was made as."""
+    try:
+        is_empty = not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir())
+        return None if is_empty or read(folder) is not None else folder
+    except ReidError:
+        return folder
+
+
+def _stages(road: Road, runtime: Runtime, raw: Callable[[], DatasetIndex], ours: set[Path]) -> list[Stage]:
+    """The stages in their order: what each depends on, reads and writes. `ours` are files that may be replaced."""
     made: list[Path] = []  # what the evaluation has written
     stages = [
         Stage(
@@ -235,6 +303,7 @@ def _stages(road: Road, runtime: Runtime, raw: Callable[[], DatasetIndex]) -> li
             work=lambda: _prepare(road, raw()),
             reads=lambda: raw().paths,
             writes=lambda: [road.prepared],
+            broken=lambda: _broken(road.prepared, read_marker),
         ),
         Stage(
             "teacher",
@@ -243,6 +312,7 @@ def _stages(road: Road, runtime: Runtime, raw: Callable[[], DatasetIndex]) -> li
             reads=lambda: _pictures(road, "train_all"),
             writes=lambda: _run_files(road.teacher_run),
             makes=road.teacher_run,
+            broken=lambda: _broken(road.teacher_run, lambda run: RunDir.open(run, "reid")),
         ),
         Stage(
             "dgnet",
@@ -251,6 +321,7 @@ def _stages(road: Road, runtime: Runtime, raw: Callable[[], DatasetIndex]) -> li
             reads=lambda: [*_pictures(road, "train_all"), *_teachers(road)],
             writes=lambda: _run_files(road.dgnet_run),
             makes=road.dgnet_run,
+            broken=lambda: _broken(road.dgnet_run, lambda run: RunDir.open(run, "dgnet")),
         ),
         Stage(
             "generate",
@@ -260,11 +331,15 @@ def _stages(road: Road, runtime: Runtime, raw: Callable[[], DatasetIndex]) -> li
             writes=lambda: [road.generated],
             makes=road.generated,
             fixed_key=True,
+            broken=lambda: _broken(road.generated, read_card),
         ),
         Stage(
             "evaluate",
-            key=lambda: f"{road.extractors} {road.fid_weights} {road.grid} {road.seed} {__version__}",
-            work=lambda: _evaluate(road, made),
+            key=lambda: (
+                f"{road.extractors} {road.fid_weights} {road.grid} {road.seed} {road.teacher.eval_protocol} "
+                f"{__version__}"
+            ),
+            work=lambda: _evaluate(road, made, ours),
             reads=lambda: [
                 *_pictures(road, "query", "gallery", "train_all"),
                 _last_checkpoint(road.teacher_run),
@@ -281,7 +356,7 @@ def _stages(road: Road, runtime: Runtime, raw: Callable[[], DatasetIndex]) -> li
     report = Stage(
         "report",
         key=lambda: f"{__version__} {road.title} {_settings_key(road.teacher)} {_settings_key(road.dgnet)}",
-        work=lambda: _report(road, names),
+        work=lambda: _report(road, names, ours),
         reads=lambda: [*_measured(road), *_sheets(road)],
         writes=lambda: [road.report, road.report.with_suffix(".json")],
     )
@@ -310,7 +385,11 @@ def _teachers(road: Road) -> list[Path]:
 
 def _measured(road: Road) -> list[Path]:
     """What the evaluation wrote, and no older measurement that still lies there."""
-    record = read_record(road.out, "evaluate")
+    return _written(road, "evaluate")
+
+
+def _written(road: Road, stage: str) -> list[Path]:
+    record = read_record(road.out, stage)
     return [Path(path) for path in record.written.files] if record is not None and record.written is not None else []
 
 
@@ -390,11 +469,11 @@ def _generate(road: Road) -> str:
     return f"{len(plan)} pictures of {index.num_ids} people"
 
 
-def _evaluate(road: Road, made: list[Path]) -> str:
-    """Measure everything; `made` tells what was written."""
+def _evaluate(road: Road, made: list[Path], ours: set[Path]) -> str:
+    """Measure everything; `made` tells what was written, `ours` are files of an earlier walk, damaged or not."""
     data = DatasetIndex.from_prepared(road.prepared)
     results = [
-        *_ranking(road, data),
+        *ranking(road, data),
         *_distances(road),
         *beside_real(
             ssim_within_identity(road.generated, seed=road.seed),
@@ -403,28 +482,55 @@ def _evaluate(road: Road, made: list[Path]) -> str:
     ]
     if road.toy is not None:
         results += swap_truth(road.generated, road.raw).metrics()
-        save_image(road.pictures / "truth.png", enlarged(truth_sheet(road.generated, road.raw, columns=12), 2))
+        save_image(
+            road.pictures / "truth.png", enlarged(truth_sheet(road.generated, road.raw, columns=12), 2), maker=MAKER
+        )
     model = DGNet.load(road.dgnet_run, device=road.device)
     structures, appearances = pick_people(data.split("train_all"), *road.grid, seed=road.seed)
     scale = max(1, 128 // model.image_hw[0])
-    save_image(road.pictures / "swap.png", enlarged(swap_grid(model, structures, appearances), scale))
-    made[:] = [result.save(road.metrics) for result in results]
+    save_image(road.pictures / "swap.png", enlarged(swap_grid(model, structures, appearances), scale), maker=MAKER)
+    made[:] = [result.save(road.metrics, overwrite=road.metrics / f"{result.name}.json" in ours) for result in results]
     made += [file for file in (road.pictures / "truth.png", road.pictures / "swap.png") if file.exists()]
     return f"{len(results)} measurements"
 
 
-def _ranking(road: Road, data: DatasetIndex) -> list[MetricResult]:
-    """The trained network plain and re-ranked, and the same network before training; none without query and gallery."""
-    if not {"query", "gallery"} <= set(data.splits):
+def _ranked(road: Road, data: DatasetIndex) -> tuple[ProtocolName | None, str]:
+    """The protocol that people are ranked by, as the teacher's own evaluations are; if by none, why."""
+    if ranked_splits(data) == ("train_all",):
+        return fitting_protocol(data)
+    evaluation = Evaluation.of(data, road.teacher.eval_protocol)
+    if evaluation is not None:
+        return evaluation.protocol, ""
+    return None, fitting_protocol(data)[1] or "junk (-1) among the queries"
+
+
+def ranking(road: Road, data: DatasetIndex) -> list[MetricResult]:
+    """The trained network plain and re-ranked, and the same network before training; none where nothing can be ranked.
+
+    Without query and gallery those are ranked among themselves whom the network was trained on; names say so.
+    """
+    protocol, _ = _ranked(road, data)
+    if protocol is None:
         return []
+    splits = ranked_splits(data)
     results: list[MetricResult] = []
     for untrained, name in ((False, ""), (True, "untrained")):
         embedder = load_embedder(road.teacher_run, device=road.device, untrained=untrained)
-        features = extract_features(embedder, data)
-        features.save(road.teacher_run / (f"features_{name}.npz" if name else "features.npz"))
-        report = rank(features, rerank=rerank_params(features), even_if_collapsed=True)
+        file = road.teacher_run / (f"features_{name}.npz" if name else "features.npz")
+        partial = file.with_name(f"{file.name}.partial")
+        extract_features(embedder, data, splits, partial=partial).save(file)
+        partial.unlink()
+        features = ReidFeatures.load(file)
+        report = rank(features, rerank=rerank_params(features), protocol=protocol, even_if_collapsed=True)
         results += [_renamed(result, name) for result in report.metrics()]
-    return [result for result in results if not result.name.endswith("_rerank_untrained")]
+    results = [result for result in results if not result.name.endswith("_rerank_untrained")]
+    return [_of_seen(result) for result in results] if splits == ("train_all",) else results
+
+
+def _of_seen(result: MetricResult) -> MetricResult:
+    """A number about people seen in training, under a name of its own."""
+    protocol = f"{result.protocol} The network was trained on these very pictures: nothing is said of other people."
+    return dataclasses.replace(result, name=f"{result.name}_seen", protocol=protocol)
 
 
 def _distances(road: Road) -> list[MetricResult]:
@@ -442,7 +548,27 @@ def _renamed(result: MetricResult, variant: str) -> MetricResult:
     return dataclasses.replace(result, name=f"{result.name}_{variant}" if variant else result.name)
 
 
-def _report(road: Road, stages: list[str]) -> str:
+def what_is_missing(road: Road, data: DatasetIndex) -> str:
+    """What the report cannot tell, why, and how it is measured; nothing if it tells all."""
+    protocol, why = _ranked(road, data)
+    if protocol is None:
+        return (
+            f"How well people are found is not measured: {why}. With pictures of other people, a folder or a table: "
+            f"reid-models extract --run {road.teacher_run} --data DATASET --out features.npz, "
+            f"then reid-eval rank --features features.npz --out {road.metrics}."
+        )
+    if ranked_splits(data) == ("train_all",):
+        return (
+            "There is no query and no gallery, so people are searched for among those whom the network was trained on. "
+            f"For others: reid-models extract --run {road.teacher_run} --data DATASET --out features.npz, then "
+            "reid-eval rank --features features.npz."
+        )
+    if protocol != "cross-camera":
+        return f"People are ranked by the protocol {protocol}: {fitting_protocol(data)[1] or 'as asked for'}."
+    return ""
+
+
+def _report(road: Road, stages: list[str], ours: set[Path]) -> str:
     done = {name: read_record(road.out, name) for name in stages}
     timings = [Timing(name, record.elapsed_s, record.summary) for name, record in done.items() if record]
     results = [MetricResult.load(file) for file in sorted(_measured(road)) if file.suffix == ".json"]
@@ -461,12 +587,15 @@ def _report(road: Road, stages: list[str]) -> str:
     for run, title in ((dgnet, "A training sheet of DG-Net"), (teacher, "A training batch of the re-ID network")):
         sheets = sorted(run.samples.glob("*.png"))
         pictures += [Picture(sheets[-1], title, f"{run.path.name}/{sheets[-1].name}")] if sheets else []
+    missing = what_is_missing(road, DatasetIndex.from_prepared(road.prepared))
+    if missing:
+        click.echo(printable(missing), err=True)
     report = Report(
         title=road.title,
         summary=(
             f"{dgnet.made_by['num_ids']} people to learn from; DG-Net after {card['iteration']} iterations painted "
-            f"{len(rows)} of them in the pose of somebody else."
-        ),
+            f"{len(rows)} of them in the pose of somebody else. {missing}"
+        ).strip(),
         lead=Picture(
             road.pictures / "swap.png",
             "Everybody in everybody's pose",
@@ -480,5 +609,5 @@ def _report(road: Road, stages: list[str]) -> str:
         provenance={"teacher": teacher.made_by, "dgnet": dgnet.made_by, "generated": card},
         timings=timings,
     )
-    write_report(road.report, report)
+    write_report(road.report, report, overwrite=road.report in ours)
     return f"{road.report}"

@@ -19,7 +19,7 @@ from time import monotonic
 import click
 
 from pipelines.contents import Contents
-from reid_eval.errors import OutputError, ReidError
+from reid_eval.errors import OutputError, ReidError, Stopped
 from reid_eval.files import write_text
 from reid_eval.progress import duration
 from reid_eval.reading import sealed, unsealed
@@ -39,7 +39,8 @@ class Stage:
     All functions are called when the stages before have finished, so they may read what those made. `work` does the
     step and returns one line that says what came out. `reads` and `writes` give files and folders; `writes` is asked
     when the work is done. `makes` is a folder that is of no use once what the stage reads has changed, or with
-    `fixed_key` its key: it is renamed then, never removed. Where a key may change, the work itself decides.
+    `fixed_key` its key: it is renamed then, never removed. Where a key may change, the work itself decides. `broken`
+    gives a folder of an earlier run that cannot be gone on with, such as one without its marker: it is renamed too.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stage:
     writes: Callable[[], Iterable[Path]] = _nothing
     makes: Path | None = None
     fixed_key: bool = False
+    broken: Callable[[], Path | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def run_stages(stages: Sequence[Stage], out: Path) -> dict[str, StageRecord]:
             click.echo(f"{title} ..." if why is None else f"{title}: again, since {why}", err=True)
             if is_of_no_use and stage.makes is not None:
                 _set_aside(stage.makes, title)
+            if record is not None and (broken := stage.broken()) is not None:
+                _set_aside(broken, title)
             record = _run(stage, key, places, out, record)
             click.echo(f"{title}: {record.summary} ({duration(record.elapsed_s)})", err=True)
         records[stage.name] = record
@@ -113,7 +117,11 @@ def _run(stage: Stage, key: str, places: list[Path], out: Path, earlier: StageRe
     read = Contents.of(places, known=earlier.read if earlier is not None else None)
     _write_record(out, stage.name, StageRecord(key, read))
     began_s = monotonic()
-    summary = stage.work()
+    try:
+        summary = stage.work()
+    except Stopped as stopped:
+        saved = str(stopped).partition("; run ")[0]  # what to run is for commands of their own
+        raise Stopped(f"{saved}, in stage {stage.name}; run the same command to go on") from None
     elapsed_s = monotonic() - began_s
     record = StageRecord(key, read, Contents.of(stage.writes()), summary, elapsed_s)
     _write_record(out, stage.name, record)

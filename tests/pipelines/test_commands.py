@@ -1,6 +1,7 @@
 """What a user can do wrong on the way: one line that says so, exit code 1, and nothing lost."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -115,19 +116,49 @@ def test_settings_reach_their_trainer_and_the_published_fid_is_measured_where_it
     assert "inception" not in market_road(Path("raw"), Path("out"), CONFIGS, fid_inception=False).extractors
 
 
-def test_a_walk_that_is_killed_in_the_middle_goes_on_where_it_was(raw, tmp_path, tiny_settings):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dgnet/run.json", b'{"kind": "marathon", "km": 42}'),
+        ("generated/card.json", b'{"birthday": "Anna"}'),
+        ("pictures/swap.png", b"somebody's"),
+        ("metrics/map_hits.json", b"{}"),
+        ("report.html", b"somebody's"),
+    ],
+)
+def test_what_somebody_else_put_there_is_refused_before_any_work(raw, tmp_path, name, content):
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    result = run("market", "--raw", raw, "--out", tmp_path / "out", "--preset", "small")
+    refuses(result, str(file.parent if name.endswith(("run.json", "card.json")) else file), "choose another")
+    assert files_below(tmp_path / "out") == {file: content}
+
+
+@pytest.mark.parametrize("setting", ["teacher.network.weights", "dgnet.trunk_weights"])
+def test_missing_trunk_weights_are_missed_before_any_training(raw, tmp_path, setting):
+    result = run("market", "--raw", raw, "--out", tmp_path / "out", "--preset", "small", "--set", f"{setting}=gone.pth")
+    refuses(result, "gone.pth", f"--set {setting}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_walk_that_is_stopped_in_the_middle_goes_on_where_it_was(raw, tmp_path, tiny_settings):
     out = tmp_path / "out"
     settings = (*tiny_settings, "dgnet.max_iter=60", "dgnet.checkpoint_every=10", "dgnet.networks.image_hw=[32,16]")
     command = [sys.executable, "-m", "pipelines", "market", "--raw", str(raw), "--out", str(out), "--device", "cpu"]
     command += ["--preset", "small", *(part for setting in settings for part in ("--set", setting))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     checkpoints = out / "dgnet" / "checkpoints"
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as walking:
-        while walking.poll() is None and not list(checkpoints.glob("*.pt")):
-            time.sleep(0.05)
-        walking.kill()
-    assert list(checkpoints.glob("*.pt"))
-    assert not (out / "report.html").exists()
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        done = {file.name for file in checkpoints.glob("*.pt")}
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as walking:
+            while walking.poll() is None and not {file.name for file in checkpoints.glob("*.pt")} - done:
+                time.sleep(0.02)
+            walking.send_signal(number)
+            told = walking.communicate()[1]
+        assert walking.returncode == 75, told
+        assert told.rstrip().endswith("in stage dgnet; run the same command to go on")
+        assert not (out / "report.html").exists()
     before = files_below(out / "teacher" / "checkpoints")
     again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert "teacher: done before" in again.stderr

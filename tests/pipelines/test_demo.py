@@ -4,17 +4,21 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipelines.road import walk
+import pipelines.road
+from pipelines.road import ranking, walk, what_is_missing
 from reid_eval.errors import Stopped
 from reid_eval.locks import BusyError, locked
 from reid_eval.report import MetricResult
 from reid_models.data.generated import read_manifest
+from reid_models.data.index import DatasetIndex
 from reid_models.runs import RunDir
 
 
@@ -153,6 +157,83 @@ def test_changed_training_pictures_are_trained_on_anew_and_the_old_runs_are_kept
     for folder in (copied.teacher_run, copied.dgnet_run, copied.generated):
         assert folder.with_name(f"{folder.name}.old-1").is_dir()
     assert stages_done_again(copied, capsys) == []
+
+
+def of_one_camera(data: DatasetIndex) -> DatasetIndex:
+    return data.subset(np.flatnonzero(data.camids == 1).tolist())
+
+
+def of_training_alone(data: DatasetIndex) -> DatasetIndex:
+    return data.split("train_all")
+
+
+def of_gallery_alone(data: DatasetIndex) -> DatasetIndex:
+    return data.subset([row for row, record in enumerate(data) if record.split != "query"])
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "protocol", "said"),
+    [
+        (lambda data: data, "map_hits", "cross-camera", ""),
+        (of_one_camera, "map_hits", "no-camera", "ranked by the protocol no-camera: no query has its person"),
+        (of_training_alone, "map_hits_seen", "leave-one-out", "those whom the network was trained on. For others: "),
+        (of_gallery_alone, "map_hits", "leave-one-out", "ranked by the protocol leave-one-out: no split query"),
+    ],
+)
+def test_people_are_ranked_by_the_protocol_that_their_dataset_allows(copied, part, name, protocol, said):
+    data = part(DatasetIndex.from_prepared(copied.prepared))
+    results = {result.name: result for result in ranking(copied, data)}
+    assert protocol in results[name].protocol
+    assert {"map_hits", "map_hits_seen"} & results.keys() == {name}
+    assert ("trained on these very pictures" in results[name].protocol) == name.endswith("_seen")
+    assert results[name].made_by["how"]["protocol"] == protocol
+    missing = what_is_missing(copied, data)
+    assert said in missing
+    assert bool(said) == bool(missing)
+
+
+def test_what_cannot_be_ranked_is_said_with_the_command_that_measures_it(copied):
+    train = DatasetIndex.from_prepared(copied.prepared).split("train_all")
+    alone = train.subset([int(np.flatnonzero(train.pids == pid)[0]) for pid in np.unique(train.pids)])
+    assert ranking(copied, alone) == []
+    said = what_is_missing(copied, alone)
+    assert "is not measured: no split query or gallery, and nobody in two pictures" in said
+    assert f"reid-models extract --run {copied.teacher_run} --data DATASET" in said
+
+
+def test_what_the_pipeline_made_is_made_again_if_it_is_damaged(copied, capsys):
+    (copied.generated / "card.json").unlink()
+    for file in (copied.metrics / "map_hits.json", copied.report, copied.pictures / "swap.png"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert stages_done_again(copied, capsys) == ["generate", "evaluate", "report"]
+    assert MetricResult.load(copied.metrics / "map_hits.json")
+    (copied.prepared / "index.json").unlink()
+    (copied.dgnet_run / "run.json").write_text("{")
+    assert stages_done_again(copied, capsys)[:2] == ["prepare", "dgnet"]
+    assert copied.dgnet_run.with_name("dgnet.old-1").is_dir()
+    assert stages_done_again(copied, capsys) == []
+
+
+LONG = {"generate": "generate", "extract_features": "evaluate", "fid": "evaluate", "swap_truth": "evaluate",
+        "ssim_within_identity": "evaluate"}  # fmt: skip
+
+
+def test_every_long_stage_hears_a_signal_and_goes_on(copied, monkeypatch):
+    for file in (copied.generated / "manifest.csv", copied.metrics / "map_hits.json"):
+        file.unlink()
+    for name, stage in LONG.items():
+        work = getattr(pipelines.road, name)
+
+        def after_a_signal(*arguments, work=work, **options):
+            os.kill(os.getpid(), signal.SIGHUP)
+            return work(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pipelines.road, name, after_a_signal)
+            with pytest.raises(Stopped, match=f"SIGHUP.*, in stage {stage}; run the same command to go on"):
+                walk(copied)
+    walk(copied)
+    assert not list(copied.teacher_run.glob("*.partial"))
 
 
 def test_of_two_walks_at_once_the_second_is_refused(copied):

@@ -312,6 +312,9 @@ _TABLES = (
 )
 _VARIANTS = {
     "rerank": "re-ranked",
+    "seen": "people seen in training",
+    "rerank_seen": "seen, re-ranked",
+    "untrained_seen": "seen, untrained",
     "structure_unchanged": "baseline: structure unchanged",
     "appearance_unchanged": "baseline: appearance unchanged",
     "inception": "Inception",
