@@ -119,11 +119,19 @@ def test_resuming_equals_never_having_stopped(index, tmp_path, num_workers):
     assert sheets[0] == sheets[1]
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5])
-def test_stopping_anywhere_with_everything_on_equals_never_having_stopped(index, tmp_path, stop_at):
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """Pictures, a configuration with everything on, its teachers, and its training that was never stopped."""
+    folder = tmp_path_factory.mktemp("everything")
+    index = make_index(folder / "data", people=3)
     config = dataclasses.replace(WITH_TEACHER, accumulate=2, ema_decay=0.9, erasing=0.7, tone=0.8, encoder_again=0.5)
-    teachers = [make_teacher(tmp_path / "teacher", index), make_teacher(tmp_path / "other", index, seed=2)]
-    whole = train_dgnet(config, index, tmp_path / "whole", cpu(), teachers=teachers)
+    teachers = [make_teacher(folder / "teacher", index), make_teacher(folder / "other", index, seed=2)]
+    return index, config, teachers, train_dgnet(config, index, folder / "whole", cpu(), teachers=teachers)
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5])
+def test_stopping_anywhere_with_everything_on_equals_never_having_stopped(everything, tmp_path, stop_at):
+    index, config, teachers, whole = everything
     with pytest.raises(Stopped):
         train_dgnet(config, index, tmp_path / "parts", cpu(), teachers=teachers, stop_at=stop_at)
     parts = train_dgnet(config, index, tmp_path / "parts", cpu(), teachers=teachers, resume=True)
