@@ -56,13 +56,15 @@ def published(tmp_path_factory):
 def test_a_published_file_gives_features_as_its_network_does(published, toy_root, toy_index, tmp_path):
     file, network = published
     out = tmp_path / "features.npz"
-    result = reid_models("extract", "--weights", file, "--data", toy_root, "--out", out, "--device", "cpu", "--json")
+    result = reid_models(
+        "extract", "--weights", file, "--data", toy_root, "--out", out, "--device", "cpu", "--json", "--split", "query"
+    )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["extractor"] == "file:net_last.pth"
     features = ReidFeatures.load(out)
     assert features.meta["network_made_by"]["network"] == "person re-id baseline, ft_net"
     embedder = NetworkEmbedder(network, name="x", image_hw=(256, 128), runtime=Runtime.from_environment("cpu"))
-    np.testing.assert_allclose(features.features, extract_features(embedder, toy_index).features, atol=1e-5)
+    np.testing.assert_allclose(features.features, extract_features(embedder, toy_index, ["query"]).features, atol=1e-5)
 
 
 def test_with_a_file_of_weights_nothing_is_looked_for_in_the_network(published, toy_root, tmp_path, monkeypatch):
@@ -74,7 +76,8 @@ def test_with_a_file_of_weights_nothing_is_looked_for_in_the_network(published, 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty-cache"))
     file, _ = published
     options = ["--weights", file, "--data", toy_root, "--device", "cpu"]
-    assert reid_models("extract", *options, "--workers", 0, "--out", tmp_path / "features.npz").exit_code == 0
+    only = ["--split", "query", "--workers", 0, "--out", tmp_path / "features.npz"]
+    assert reid_models("extract", *options, *only).exit_code == 0
     settings = tmp_path / "full-size.yaml"
     settings.write_text("network: {last_stride: 2}\nschedule: {epochs: 1}\nimage_hw: [32, 16]\nnum_workers: 0\n")
     sets = ["--set", "sampler.ids_per_batch=4", "--drop", "classifier"]

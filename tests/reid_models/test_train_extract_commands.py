@@ -135,7 +135,7 @@ def test_a_stop_signal_to_the_whole_group_saves_and_leaves_with_75(config_file, 
 def test_an_extraction_goes_on_where_it_was_stopped_or_killed(run, toy_index, tmp_path, caplog, number):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    for copy in range(2000):
+    for copy in range(800):
         source = toy_index.paths[copy % len(toy_index)]
         (pictures / f"{copy:04}{source.suffix}").symlink_to(source)
     out = tmp_path / "features.npz"
@@ -159,7 +159,7 @@ def test_an_extraction_goes_on_where_it_was_stopped_or_killed(run, toy_index, tm
     result = reid_models("extract", *options)
     assert result.exit_code == 0, result.output
     assert "going on after" in caplog.text
-    assert "2000 pictures, 16 numbers each, by reid:teacher@6" in result.stdout
+    assert "800 pictures, 16 numbers each, by reid:teacher@6" in result.stdout
     assert not partial.exists()
     features = ReidFeatures.load(out).features
     np.testing.assert_allclose(features[: len(toy_index)], features[len(toy_index) : 2 * len(toy_index)], atol=1e-5)
