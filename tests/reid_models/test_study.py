@@ -1,5 +1,6 @@
 """The five variants of the study learn to recognise people whom they have never seen, with the CPU preset as it is."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,17 @@ from reid_models.training import ReidTrainConfig, train_reid
 PRESET = Path(__file__).parents[2] / "configs" / "mgn_cpu.yaml"
 
 
-def world(folder, ids, per_camera):
-    """Half of the people for training, the others to be recognised."""
-    make_toy_dataset(folder, ids=ids, cameras=4, per_camera=per_camera, seed=0)
-    return DatasetIndex.open(folder)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Draws a world once: half of the people for training, the others to be recognised."""
+
+    @cache
+    def draw(ids, per_camera):
+        folder = tmp_path_factory.mktemp("study") / "toy"
+        make_toy_dataset(folder, ids=ids, cameras=4, per_camera=per_camera, seed=0)
+        return DatasetIndex.open(folder)
+
+    return draw
 
 
 @pytest.mark.slow
@@ -34,8 +42,8 @@ def world(folder, ids, per_camera):
     ],
     ids=["1-2-3", "1-2-4", "1-3-4", "center", "msml"],
 )
-def test_a_variant_of_the_study_recognises_unseen_people(ids, per_camera, setting, tmp_path):
-    data = world(tmp_path / "toy", ids, per_camera)
+def test_a_variant_of_the_study_recognises_unseen_people(world, ids, per_camera, setting, tmp_path):
+    data = world(ids, per_camera)
     assert not set(data.split("train_all").pids) & set(data.split("query").pids)
     config = load_config(ReidTrainConfig, PRESET, [setting, "eval_every=1000"])
     run = train_reid(config, data, tmp_path / "run", Runtime.from_environment("cpu"))
