@@ -138,7 +138,9 @@ def on_meta(config=None, num_ids=751):
 
 def filled(config=NARROW, num_ids=5, seed=0):
     """A model with arbitrary values in every tensor."""
-    model = DGNet(config, num_ids)
+    model = copy.deepcopy(on_meta(config, num_ids))
+    for network in model.networks().values():
+        network.to_empty(device="cpu")  # no time for a start that is overwritten
     generator = torch.Generator().manual_seed(seed)
     for network in model.networks().values():
         for value in network.state_dict().values():
