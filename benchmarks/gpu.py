@@ -571,7 +571,7 @@ class Part:
 
 
 PARTS = {
-    "machine": Part("Machine", machine, 30),
+    "machine": Part("Machine", machine, 60),
     "draw": Part("Data: the toy world", draw, 30),
     "mgn": Part("Ten training steps of MGN, 384 x 128, batches of 64", mgn, 50),
     "dgnet": Part("Ten training steps of DG-Net, 256 x 128, two batches of 8, every term on", dgnet, 70),

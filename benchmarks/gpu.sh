@@ -20,14 +20,18 @@ for package in reid-eval reid-models dgnet-gen; do
     PYTHONPATH="$PWD/packages/$package/src:$PYTHONPATH"
 done
 if [[ -n $wheels ]]; then
+    [[ -d $wheels ]] || { echo "$wheels: no such folder; expected one of wheels, or '' for none" >&2; exit 1; }
     files=()
+    shopt -s nullglob
     for file in "$wheels"/*.whl; do
         case $(basename "$file") in
             torch-* | torchvision-* | torchaudio-* | triton-* | nvidia_* | cuda_*) echo "left out: $file" >&2 ;;
             *) files+=("$file") ;;
         esac
     done
-    "$python" -m pip install --quiet --no-index --find-links "$wheels" --no-deps --no-compile --target "$site" "${files[@]}"
+    if [[ ${#files[@]} -gt 0 ]]; then
+        "$python" -m pip install --quiet --no-index --find-links "$wheels" --no-deps --no-compile --target "$site" "${files[@]}"
+    fi
 fi
 # What installing the packages would tell about them: one asks for another by its entry points.
 "$python" - "$site" << 'END'
