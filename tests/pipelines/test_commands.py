@@ -142,6 +142,7 @@ def test_missing_trunk_weights_are_missed_before_any_training(raw, tmp_path, set
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_walk_that_is_stopped_in_the_middle_goes_on_where_it_was(raw, tmp_path, tiny_settings):
     out = tmp_path / "out"
     settings = (*tiny_settings, "dgnet.max_iter=60", "dgnet.checkpoint_every=10", "dgnet.networks.image_hw=[32,16]")

@@ -106,6 +106,7 @@ def test_train_explains_what_it_cannot_do_and_leaves_nothing_behind(
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 def test_a_stop_signal_to_the_whole_group_saves_and_leaves_with_75(config_file, toy_root, tmp_path, number):
     """As Ctrl-C, a closed terminal or a batch system sends it: to the command and to those that load its pictures."""
@@ -131,6 +132,7 @@ def test_a_stop_signal_to_the_whole_group_saves_and_leaves_with_75(config_file, 
     assert f"saved iteration {RunDir.open(out).iterations()[-1]} in" in last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_extraction_goes_on_where_it_was_stopped_or_killed(run, toy_index, tmp_path, caplog, number):
     pictures = tmp_path / "pictures"
@@ -192,6 +194,7 @@ def test_people_of_a_folder_each_are_ranked_among_themselves_by_their_names(run,
     assert "6 queries against 6 gallery images" in ranked.stdout
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(config_file, toy_root, tmp_path):
     """kill -9 twice: before the first checkpoint, and at a later moment."""
     sets = ["schedule.epochs=20", "eval_every=7", "checkpoint_every=1", "log_every=2"]
