@@ -22,6 +22,7 @@ TRIES = {
     "mgn --tiny --no-compile --repeats 1 --batch-size 8": r"ours, --half",
     "rank --size tiny": r"re-ranked distances(.|\n)*ours is [\d.]+ x as fast",
     "images --size tiny --repeat 1 frechet ssim": r"values differ by",
+    "start --repeats 1 --pictures 40 --pairs 100": r"a plan, 100 of 40 +[\d.]+ s",
 }
 
 
@@ -93,6 +94,13 @@ def test_the_gpu_script_installs_what_is_missing_and_measures_part_by_part(tmp_p
     assert "## Ten training steps of MGN" in page
     assert "| fp16 |" in page
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["logs", "results.json", "results.md"]
+
+
+def test_a_folder_of_wheels_that_is_not_there_is_one_line(tmp_path):
+    done = run("bash", "benchmarks/gpu.sh", tmp_path / "wheels", tmp_path / "out", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{tmp_path / 'wheels'}: no such folder; expected one of wheels, or '' for none\n"
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
