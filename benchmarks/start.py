@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="default: %(default)s")
     parser.add_argument("--pictures", type=int, default=507, help="of a plan; default: %(default)s")
     parser.add_argument("--pairs", type=int, default=20_000, help="of a plan; 0 for none; default: %(default)s")
+    parser.add_argument("names", nargs="*", help="parts of names, such as rank: only what is called so")
     options = parser.parse_args()
     tell()
     with tempfile.TemporaryDirectory() as folder:
@@ -89,6 +90,8 @@ def main() -> None:
             + "".join(f"{name:>12}" for name in ("here", "beside", "")[: 1 + 2 * (len(checkouts) > 1)])
         )
         for name, (code, words) in work.items():
+            if options.names and not any(part in name for part in options.names):
+                continue
             for checkout in checkouts:  # not counted: files are read and compiled
                 processor_s(code, words, checkout)
             rounds = [[processor_s(code, words, checkout) for checkout in checkouts] for _ in range(options.repeats)]
