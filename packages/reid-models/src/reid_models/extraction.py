@@ -200,10 +200,10 @@ def load_file(file: Path | str, device: str = "auto", *, half: bool = False, com
     load_weights(network, weights, features_only=True)
     return NetworkEmbedder(
         network,
-        name=f"file:{Path(file).name}",
+        name=f"file:{weights.path.name}",
         image_hw=weights.origin.image_hw,
         runtime=Runtime.for_inference(device, half=half),
-        made_by={"file": str(file), "sha256": file_fingerprint(file), "network": weights.describe()},
+        made_by={"file": str(file), "sha256": file_fingerprint(weights.path), "network": weights.describe()},
         compile=compile,
     )
 
