@@ -178,17 +178,37 @@ def test_a_vector_that_was_cut_off_is_made_again(interrupted, toy_index):
     np.testing.assert_allclose(features.features, straight.features, atol=1e-5)
 
 
-def test_pictures_that_have_changed_since_are_embedded_again(interrupted, toy_index):
+def test_pictures_that_have_become_others_are_embedded_again_whatever_their_dates_say(interrupted, toy_index):
     embedder, partial = interrupted
-    sixth = toy_index.split("query").paths[5]
-    later_s = partial.stat().st_mtime + 10
-    before = sixth.stat()
-    os.utime(sixth, (later_s, later_s))
+    sixth, another = toy_index.split("query").paths[5], toy_index.split("train_all").paths[0]
+    before, content = sixth.stat(), sixth.read_bytes()
+    total = len(toy_index.split("query")) + len(toy_index.split("gallery"))
+    sixth.touch()  # only its date is another
+    kept = partial.read_bytes()
+    assert go_on(embedder, toy_index, partial)[1] == total - 24
+    partial.write_bytes(kept)
+    sixth.write_bytes(another.read_bytes())
+    os.utime(sixth, (before.st_atime, before.st_mtime))
     try:
-        total = len(toy_index.split("query")) + len(toy_index.split("gallery"))
-        assert go_on(embedder, toy_index, partial)[1] == total - 5
+        features, embedded = go_on(embedder, toy_index, partial)
+        assert embedded == total - 5
+        straight = extract_features(embedder, toy_index, flip=False, batch_size=8)
+        np.testing.assert_allclose(features.features, straight.features, atol=1e-5)
     finally:
+        sixth.write_bytes(content)
         os.utime(sixth, (before.st_atime, before.st_mtime))
+
+
+def test_a_row_that_was_damaged_is_made_again(interrupted, toy_index):
+    embedder, partial = interrupted
+    content = bytearray(partial.read_bytes())
+    row_bytes = (len(content) - 64) // 24
+    content[64 + 9 * row_bytes + row_bytes - 2] ^= 0x40
+    partial.write_bytes(content)
+    features, embedded = go_on(embedder, toy_index, partial)
+    assert embedded == len(features.features) - 9
+    straight = extract_features(embedder, toy_index, flip=False, batch_size=8)
+    np.testing.assert_allclose(features.features, straight.features, atol=1e-5)
 
 
 @pytest.mark.parametrize("other", ["network", "picture size"])

@@ -1,8 +1,10 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 from reid_models.losses import (
     CenterLoss,
@@ -37,6 +39,18 @@ def test_center_loss_agrees_with_the_slow_version(labels):
         for vector, table in zip(metric, center.centers, strict=True)
     ]
     torch.testing.assert_close(center(tuple(metric), torch.tensor(labels)), sum(slow) / 3)
+
+
+def test_the_weight_of_the_studys_preset_is_that_of_its_loss_without_the_half():
+    preset = yaml.safe_load((Path(__file__).parents[2] / "configs" / "study_center.yaml").read_text())
+    weight = dict(parse_loss(preset["loss"]["terms"]))["center"]
+    metric, labels, center = torch.randn(3, 6, 8).double(), torch.arange(6) // 2, CenterLoss(3, 3, 8).double()
+    theirs = sum(
+        ((vector - table[label]) ** 2).sum()
+        for vectors, table in zip(metric, center.centers, strict=True)
+        for vector, label in zip(vectors, labels, strict=True)
+    ) / (3 * 6)
+    torch.testing.assert_close(weight * center(tuple(metric), labels), 0.005 * theirs)
 
 
 def test_a_step_moves_a_centre_the_documented_share_of_its_way_and_no_other_centre():

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from reid_models.published import WeightsError, baseline_names, mgn_names, recognise, wrapper_prefix
+from reid_models.published import UnknownNetworkError, WeightsError, bare_names, baseline_names, mgn_names, recognise
 
 
 @pytest.fixture
@@ -146,17 +146,20 @@ def test_what_cannot_be_told_is_one_line_that_names_the_file(shapes, name, chang
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("names", "prefix"),
-    [
-        (["module.conv1.weight", "module.fc.bias"], "module."),
-        (["module.model.conv1.weight", "module.model.fc.bias"], "module.model."),
-        (["model.conv1.weight", "classifier.add_block.0.weight"], ""),
-        ([], ""),
-    ],
-)
-def test_a_wrapper_is_what_stands_before_every_name(names, prefix):
-    assert wrapper_prefix(names) == prefix
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "net.", "reid.module.backbone.", ""])
+@pytest.mark.parametrize("inside", ["module.", "_orig_mod.", ""])
+def test_what_wrappers_put_into_names_is_taken_off(shapes, prefix, inside):
+    plain = shapes("net_last")
+    wrapped = {f"{prefix}{name.replace('model.layer', f'model.{inside}layer')}": shape for name, shape in plain.items()}
+    known, bare, notices = bare_names(wrapped, lambda shapes: recognise(shapes, "net_last"))
+    assert known == recognise(plain, "net_last")
+    assert list(bare.values()) == list(plain)
+    assert len(notices) == bool(prefix) + bool(inside)
+
+
+def test_names_that_would_become_one_are_left_as_they_are():
+    with pytest.raises(UnknownNetworkError, match=r"a: 2 tensors \(x.module.w, x.w, ...\) of no network known here"):
+        bare_names({"x.module.w": (1,), "x.w": (1,)}, lambda shapes: recognise(shapes, "a"))
 
 
 CONFIG_TXT = """2018-08-28-10:00:00

@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from reid_eval.cli import main as rank_main
+from reid_eval.cli import main as reid_eval_main
 from reid_eval.features import ReidFeatures
 from reid_eval.locks import locked
 from reid_eval.stopping import STOP_SIGNALS
@@ -167,6 +167,60 @@ def test_an_extraction_goes_on_where_it_was_stopped_or_killed(run, toy_index, tm
     np.testing.assert_allclose(features[: len(toy_index)], features[len(toy_index) : 2 * len(toy_index)], atol=1e-5)
 
 
+def test_extract_writes_over_nothing_but_its_own_files(run, toy_root, tmp_path):
+    picture = next((toy_root / "query").iterdir())
+    foreign = tmp_path / "foreign.npz"
+    np.savez(foreign, features=np.zeros((1, 2)), note=["mine"])
+    for out, said in (
+        (run / "checkpoints" / "best.pt", "ends in .npz"), (run / "config.yaml", "ends in .npz"),
+        (picture, "ends in .npz"), (foreign, "was not made by reid-models extract"),
+    ):  # fmt: skip
+        before = out.read_bytes()
+        result = reid_models("extract", "--run", run, "--data", toy_root, "--out", out, "--device", "cpu")
+        assert (result.exit_code, said in result.stderr) == (1, True), result.output
+        assert out.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+    options = ["--run", run, "--out", foreign, "--device", "cpu", "--no-flip", "--workers", "0"]
+    assert reid_models("extract", *options, "--overwrite").exit_code == 0
+    assert reid_models("extract", *options).exit_code == 0
+    with locked(foreign, "a test"):
+        result = reid_models("extract", *options)
+    assert (result.exit_code, "a test (process" in result.stderr) == (1, True)
+
+
+def test_an_extraction_leaves_at_its_time_and_goes_on(run, tmp_path):
+    out = tmp_path / "f.npz"
+    options = ["--run", run, "--out", out, "--device", "cpu", "--batch-size", "8", "--workers", "0"]
+    result = reid_models("extract", *options, "--max-hours", "1e-9")
+    assert (result.exit_code, out.exists()) == (75, False)
+    assert "--max-hours 1e-09 reached: no vector was made yet; run the same command to go on" in result.stderr
+    assert reid_models("extract", *options, "--max-hours", "0").exit_code == 1
+    assert reid_models("extract", *options, "--max-hours", "1").exit_code == 0
+
+
+def test_folders_of_people_are_ranked_by_their_names(run, toy_index, tmp_path):
+    by_person = {}
+    for record in toy_index:
+        by_person.setdefault(record.pid, []).append(record.path)
+    for name, pictures in zip(
+        ("Anna Müller", "Bob", "李雷"), [two for two in by_person.values() if len(two) > 2], strict=False
+    ):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number, picture in enumerate(pictures[:3]):
+            shutil.copy(picture, tmp_path / "photos" / name / f"{number}.jpg")
+    out = tmp_path / "photos.npz"
+    result = reid_models("extract", "--run", run, "--images", tmp_path / "photos", "--out", out, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    features = ReidFeatures.load(out)
+    assert [features.name_of(pid) for pid in features.pids[::3]] == ["Anna Müller", "Bob", "李雷"]
+    assert features.meta["names"] == {"1": "Anna Müller", "2": "Bob", "3": "李雷"}
+    ranked = CliRunner().invoke(
+        reid_eval_main, ["rank", "--features", str(out), "--protocol", "leave-one-out", "--json"]
+    )
+    assert ranked.exit_code == 0, ranked.output
+    assert json.loads(ranked.stdout)["num_queries"] == 9
+
+
 def test_other_splits_and_half_precision_can_be_asked_for(run, tmp_path):
     file = tmp_path / "train.npz"
     options = ["--run", run, "--out", file, "--split", "train_all", "--split", "query", "--half", "--device", "cpu"]
@@ -189,7 +243,7 @@ def test_people_of_a_folder_each_are_ranked_among_themselves_by_their_names(run,
     assert "no query and no gallery, so the vectors are of train_all" in result.stderr
     features = ReidFeatures.load(tmp_path / "f.npz")
     assert features.meta["names"] == {"1": "Anna Müller", "2": "Bert"}
-    ranked = CliRunner().invoke(rank_main, ["rank", "--features", str(tmp_path / "f.npz")])
+    ranked = CliRunner().invoke(reid_eval_main, ["rank", "--features", str(tmp_path / "f.npz")])
     assert "ranking by the protocol leave-one-out" in ranked.stderr
     assert "6 queries against 6 gallery images" in ranked.stdout
 

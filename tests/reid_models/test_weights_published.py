@@ -211,7 +211,7 @@ def renamed(state):
         (lambda state: state | {"epoch": 7}, r"expected a state dict \(names and tensors\), found 'epoch': int"),
         (lambda state: {}, r"expected a state dict \(names and tensors\), found an empty one"),
         (lambda state: torch.zeros(3), r"expected a state dict \(names and tensors\), found Tensor"),
-        (lambda state: {"a": state}, r"expected a state dict \(names and tensors\), found 'a': dict"),
+        (lambda state: {"a": [state]}, r"expected a state dict \(names and tensors\), found 'a': list"),
         (lambda state: {"conv.weight": torch.zeros(1)}, r"of no network known here"),
     ],
     ids=["renamed", "left-over", "reshaped", "nan", "epoch", "empty", "tensor", "nested", "foreign"],

@@ -50,9 +50,10 @@ from reid_eval.files import atomic_path, file_fingerprint, fingerprint
 from reid_eval.locks import locked
 from reid_eval.outputs import claim_file
 from reid_models.config import config_from_dict, load_config
+from reid_models.foreign import read_content
 from reid_models.runs import CheckpointError, RunDir
 from reid_models.runtime import choose_device
-from reid_models.weights import read_content, refuse_unusable, write_contents
+from reid_models.weights import refuse_unusable, write_contents
 
 logger = logging.getLogger(__name__)
 

@@ -137,7 +137,7 @@ class Teacher:
 def _load(path: Path, index: DatasetIndex) -> TrainedNetwork:
     file = _file_of(path)
     weights = read_weights(file)
-    made_by = {"file": str(file.resolve()), "fingerprint": file_fingerprint(file)[:16]}
+    made_by = {"file": str(file.resolve()), "fingerprint": file_fingerprint(weights.path)[:16]}
     if isinstance(weights.origin, Checkpoint):
         checkpoint = weights.origin
         if checkpoint.kind != "reid":

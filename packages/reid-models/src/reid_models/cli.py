@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +89,7 @@ def toy(
             click.echo(printable(f"wrote {preview}"), err=True)
 
 
-_TOY = "reid-models toy"
+_TOY, _EXTRACT = "reid-models toy", "reid-models extract"
 _layout = click.option("--layout", default="auto", show_default=True, help="The layout; auto recognises it by content.")
 
 
@@ -302,16 +303,19 @@ def train(
 @click.option(
     "--split", "splits", multiple=True, metavar="NAME", help="In place of query and gallery: train_all, multi-query ..."
 )
+@click.option("--overwrite", is_flag=True, help="Let --out replace a file that extract has not made.")
 @click.option("--which", default="last", show_default=True, help="The checkpoint: last, best, or its iteration.")
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Add the vector of the mirrored picture.")
 @click.option("--untrained", is_flag=True, help="The same network as its training found it, to compare with.")
 @click.option("--alpha", type=float, help="Of a DG-Net: its fine head's weight (0.5); 0 for none, -1 for it alone.")
+@click.option("--parts", is_flag=True, help="Of a DG-Net: keep both heads, so that rank --alpha can choose later.")
 @click.option("--half", is_flag=True, help="Compute in 16 bits: faster where the hardware has them, less exact.")
 @click.option("--compile", is_flag=True, help="Compile the network first; docs/results.md says what it gains.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option(
     "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read pictures."
 )
+@click.option("--max-hours", type=float, help="Keep what is made and leave with exit code 75 after this time.")
 @_device
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def extract(
@@ -321,22 +325,25 @@ def extract(
     data: Path | None,
     images: Path | None,
     splits: tuple[str, ...],
+    overwrite: bool,
     which: str,
     flip: bool,
     untrained: bool,
     alpha: float | None,
+    parts: bool,
     half: bool,
     compile: bool,
     batch_size: int,
     workers: int,
+    max_hours: float | None,
     device: str,
     as_json: bool,
 ) -> None:
     """Write the feature file of a dataset's query and gallery, which reid-eval rank reads.
 
     Where there is neither, as in a folder per person, it is of all training pictures, to be ranked among themselves.
-    Stopped by SIGTERM or SIGINT (exit code 75), or killed, it leaves the vectors made so far beside the file, and the
-    same command goes on from them.
+    Stopped by a signal or --max-hours (exit code 75), or killed, it leaves the vectors made so far beside the file, and
+    the same command goes on from them; pictures that have become others since are read again.
 
     \b
     Example:
@@ -345,6 +352,7 @@ def extract(
       reid-models extract --run runs/teacher --images photos --out photos.npz
       reid-models extract --run runs/dgnet --alpha 0.5 --split query \\
         --split gallery --split multi-query
+      reid-models extract --run runs/dgnet --parts --out parts.npz
     """
     if (run_path is None) == (weights is None):
         raise click.UsageError("give either --run or --weights")
@@ -356,14 +364,25 @@ def extract(
         raise click.UsageError("--weights needs --data or --images, and --out: a file does not tell where its data is")
     if images and not out:
         raise click.UsageError("--images needs --out: a run's own features.npz is of its dataset")
-    if weights and (untrained or which != "last" or alpha is not None):
-        raise click.UsageError("--untrained, --which and --alpha are for --run: a file holds one network")
+    if weights and (untrained or which != "last" or alpha is not None or parts):
+        raise click.UsageError("--untrained, --which, --alpha and --parts are for --run: a file holds one network")
+    if parts and alpha is not None:
+        raise click.UsageError("--parts leaves the weight of the heads to reid-eval rank --alpha: give one of them")
     with user_errors():
         from reid_eval.errors import Stopped
+        from reid_eval.locks import locked
+        from reid_eval.outputs import claim_file
+        from reid_eval.stopping import stoppable
+        from reid_models.config import ConfigError
         from reid_models.data.check import ranked_splits
         from reid_models.data.index import DatasetError, DatasetIndex
-        from reid_models.extraction import extract_features, load_embedder, load_file, parse_which
+        from reid_models.extraction import extract_features, is_feature_file, load_embedder, load_file, parse_which
+        from reid_models.foreign import split_entry
         from reid_models.runs import RunDir
+
+        began_s = time.monotonic()
+        if max_hours is not None and not max_hours > 0:
+            raise ConfigError(f"--max-hours: must be positive, got {max_hours:g}")
 
         if run_path is not None:
             if not (data or images):
@@ -377,37 +396,50 @@ def extract(
         assert out is not None
         if out.is_dir():
             raise OutputError(f"{out}: is a folder; expected a file's name, such as {out / 'features.npz'}")
+        read = [place for place in (run_path, weights and split_entry(weights)[0], data, images) if place]
+
+        def claim() -> Path:
+            assert out is not None
+            return claim_file(
+                out, _EXTRACT, is_ours=is_feature_file, inputs=read, suffixes=[".npz"], overwrite=overwrite
+            )
+
+        claim()  # before any work
         index = DatasetIndex.from_images(images) if images else DatasetIndex.open(str(data))
         if not (images or splits) and (splits := ranked_splits(index)) != ("query", "gallery"):
             missing = " and no ".join(split for split in ("query", "gallery") if split not in splits)
             click.echo(printable(f"{index.root}: no {missing}, so the vectors are of {splits[0]}"), err=True)
         if run_path is not None:
             embedder = load_embedder(
-                run_path, parse_which(which), device, untrained=untrained, half=half, compile=compile, alpha=alpha
-            )
+                run_path, parse_which(which), device, untrained=untrained, half=half, compile=compile,
+                alpha="parts" if parts else alpha,
+            )  # fmt: skip
         else:
             embedder = load_file(str(weights), device, half=half, compile=compile)
         embedder.runtime.keep_freed_memory()
         partial = out.with_name(f"{out.name}.partial")
-        try:
-            with embedder.runtime.watch_signals():
-                features = extract_features(
-                    embedder,
-                    index,
-                    ("images",) if images else splits,
-                    flip=flip,
-                    batch_size=batch_size,
-                    num_workers=workers,
-                    partial=partial,
-                )
-        except Stopped as stopped:
-            raise Stopped(f"{stopped}: vectors made so far are in {partial}; run the same command to go on") from None
-        features.save(out)
-    counts = {split: int((features.splits == split).sum()) for split in dict.fromkeys(features.splits.tolist())}
-    num_features = features.num_features
-    del features  # which reads from the file that is removed now
-    partial.unlink()
-    click.echo(f"wrote {out}", err=True)
+        with locked(out, _EXTRACT):
+            claim()
+            try:
+                with stoppable(max_hours, began_s=began_s):
+                    features = extract_features(
+                        embedder,
+                        index,
+                        ("images",) if images else splits,
+                        flip=flip,
+                        batch_size=batch_size,
+                        num_workers=workers,
+                        partial=partial,
+                    )
+            except Stopped as stopped:
+                made = f"vectors made so far are in {partial}" if partial.exists() else "no vector was made yet"
+                raise Stopped(f"{stopped}: {made}; run the same command to go on") from None
+            features.save(out)
+            splits_of, num_features = features.splits.tolist(), features.num_features
+            del features  # which reads from the file that is removed now
+            partial.unlink()
+    counts = {split: splits_of.count(split) for split in dict.fromkeys(splits_of)}
+    click.echo(printable(f"wrote {out}"), err=True)
     if as_json:
         summary = {"file": str(out), **counts, "num_features": num_features, "extractor": embedder.name}
         click.echo(json.dumps(summary))

@@ -7,6 +7,7 @@ features.save("features.npz")
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 import reid_models
 from reid_eval.errors import OutputError, Stopped
-from reid_eval.features import FeatureFileError, ReidFeatures
+from reid_eval.features import FeatureFileError, ReidFeatures, open_feature_file
 from reid_eval.files import file_fingerprint, fingerprint
 from reid_eval.progress import progress
 from reid_models.checkpoints import load_state
@@ -200,10 +201,10 @@ def load_file(file: Path | str, device: str = "auto", *, half: bool = False, com
     load_weights(network, weights, features_only=True)
     return NetworkEmbedder(
         network,
-        name=f"file:{Path(file).name}",
+        name=f"file:{weights.path.name}",
         image_hw=weights.origin.image_hw,
         runtime=Runtime.for_inference(device, half=half),
-        made_by={"file": str(file), "sha256": file_fingerprint(file), "network": weights.describe()},
+        made_by={"file": str(file), "sha256": file_fingerprint(weights.path), "network": weights.describe()},
         compile=compile,
     )
 
@@ -220,9 +221,10 @@ def extract_features(
 ) -> ReidFeatures:
     """Vectors of unit length for every picture of some splits; with `flip`, of a picture and its mirror image together.
 
-    With `partial`, vectors go to that file as they are made, and an extraction that was interrupted goes on from it:
-    the same as one that was not. It holds a row per picture, as large as the feature file will be, and is the caller's
-    to remove. A file of another extraction is begun anew, with a notice.
+    With `partial`, vectors go to that file as they are made, and an extraction that was interrupted goes on from it,
+    as far as the pictures are still what they were: the same as one that was not. It holds a row per picture, as large
+    as the feature file will be, and is the caller's to remove. A file of another extraction is begun anew, with a
+    notice.
 
     Raises:
         DatasetError: a split has no images.
@@ -232,8 +234,8 @@ def extract_features(
         Stopped: a signal came; with `partial`, run again to go on.
     """
     parts = [index.split(split) for split in splits]
-    chosen = DatasetIndex(index.root, index.layout, tuple(record for part in parts for record in part))
-    names = {str(pid): index.names[pid] for pid in sorted({*chosen.pids.tolist()} & index.names.keys())}
+    records = tuple(record for part in parts for record in part)
+    chosen = DatasetIndex(index.root, index.layout, records, names=index.names)
     meta = {
         "extractor": embedder.name,
         "reid_models": reid_models.__version__,
@@ -242,9 +244,9 @@ def extract_features(
         "image_hw": list(embedder.image_hw),
         "data": str(index.root),
         "index_fingerprint": index.fingerprint,
-        **({"names": names} if names else {}),
         **({"precision": runtime.precision} if (runtime := getattr(embedder, "runtime", None)) else {}),
         **({"network_made_by": made_by} if (made_by := getattr(embedder, "made_by", None)) else {}),
+        **({"names": names} if (names := _names_in(chosen)) else {}),
         **({"parts": places} if (places := getattr(embedder, "parts", None)) else {}),
     }
     shape = (len(chosen), embedder.num_features)
@@ -271,6 +273,10 @@ def extract_features(
         paths=np.array([Path(os.path.relpath(path, index.root)).as_posix() for path in chosen.paths]),
         meta=meta,
     )
+
+
+def _names_in(index: DatasetIndex) -> dict[str, str]:
+    return {str(pid): index.names[pid] for pid in sorted({*index.pids.tolist()}) if pid in index.names}
 
 
 def _refuse_nonfinite(vectors: Tensor, index: DatasetIndex, batch: Batch) -> None:
@@ -308,30 +314,25 @@ class _Rows:
 class _RowsInFile(_Rows):
     """The same in a file: a line of text that says what the rows are of, then the rows, in the order they were made.
 
-    The file may be left at any moment: a row that was cut off is made again, and so is everything from the first
-    picture on that has changed since.
+    Before each row stands the SHA-256 of its picture and the row together. The file may be left at any moment: a row
+    that was cut off or damaged is made again, and so is everything from the first picture on that is another by now.
 
     Raises:
         OutputError: something else lies there; it is left alone.
     """
 
-    _HEADER_BYTES = 64
-    _BEGINNING = b"reid-models rows "
-
     def __init__(self, shape: tuple[int, int], file: Path, key: str, paths: Sequence[Path]) -> None:
-        self.shape, self.file, self.done = shape, file, 0
-        header = (self._BEGINNING + key.encode()).ljust(self._HEADER_BYTES - 1) + b"\n"
+        self.shape, self.file, self.paths, self.done = shape, file, paths, 0
+        header = (_ROWS_BEGIN + b"by content " + key.encode()).ljust(_HEADER_BYTES - 1) + b"\n"
         file.parent.mkdir(parents=True, exist_ok=True)
         self._stream = file.open("r+b" if file.exists() else "w+b")
-        row_bytes = 4 * shape[1]
-        found = self._stream.read(self._HEADER_BYTES)
+        row_bytes = _DIGEST_BYTES + 4 * shape[1]
+        found = self._stream.read(_HEADER_BYTES)
         if found == header:
-            state = file.stat()
-            whole = paths[: (state.st_size - self._HEADER_BYTES) // row_bytes]
-            is_new = (not path.exists() or path.stat().st_mtime > state.st_mtime for path in whole)
-            self.done = next((row for row, changed in enumerate(is_new) if changed), len(whole))
+            while self.done < shape[0] and self._is_of(paths[self.done], self._stream.read(row_bytes)):
+                self.done += 1
             logger.warning("%s: going on after %d of %d pictures", file, self.done, shape[0])
-        elif found.startswith(self._BEGINNING):
+        elif found.startswith(_ROWS_BEGIN):
             logger.warning("%s: is of another extraction, so this one begins anew", file)
         elif found:
             self._stream.close()
@@ -339,20 +340,48 @@ class _RowsInFile(_Rows):
         if self.done == 0:
             self._stream.seek(0)
             self._stream.write(header)
-        self._stream.seek(self._HEADER_BYTES + self.done * row_bytes)
+        self._stream.seek(_HEADER_BYTES + self.done * row_bytes)
         self._stream.truncate()
 
     def append(self, vectors: np.ndarray) -> None:
         """The next rows."""
-        self._stream.write(np.ascontiguousarray(vectors, np.float32).data)
+        for vector in np.ascontiguousarray(vectors, np.float32):
+            self._stream.write(self._digest(self.paths[self.done], vector.tobytes()) + vector.tobytes())
+            self.done += 1
         self._stream.flush()
-        self.done += len(vectors)
 
     def features(self) -> np.ndarray:
         """All rows, read from the file as they are needed."""
-        return np.memmap(self.file, np.float32, "r", self._HEADER_BYTES, self.shape)
+        row = np.dtype([("digest", f"V{_DIGEST_BYTES}"), ("vector", np.float32, self.shape[1:])])
+        rows: np.ndarray = np.memmap(self.file, row, "r", _HEADER_BYTES, self.shape[:1])
+        return rows["vector"]
+
+    def _is_of(self, picture: Path, row: bytes) -> bool:
+        digest, vector = row[:_DIGEST_BYTES], row[_DIGEST_BYTES:]
+        return len(vector) == 4 * self.shape[1] and any(digest) and digest == self._digest(picture, vector)
+
+    @staticmethod
+    def _digest(picture: Path, vector: bytes) -> bytes:
+        try:
+            return hashlib.sha256(bytes.fromhex(file_fingerprint(picture)) + vector).digest()
+        except OSError:  # gone by now: the digest of no picture, which is made again
+            return bytes(_DIGEST_BYTES)
 
     def __exit__(self, *error: object) -> None:
         self._stream.close()
         if self.done == 0:  # nothing to go on from
             self.file.unlink()
+
+
+def is_feature_file(file: Path) -> bool:
+    """Whether a file is an earlier output of an extraction, by its content."""
+    try:
+        with open_feature_file(file) as arrays:
+            return set(_FEATURE_ARRAYS) <= set(arrays) and "reid_models" in json.loads(str(arrays["meta"]))
+    except (FeatureFileError, ValueError, TypeError):
+        return False
+
+
+_FEATURE_ARRAYS = ("format", "features", "pids", "camids", "splits", "paths", "meta")
+_ROWS_BEGIN = b"reid-models rows "
+_HEADER_BYTES, _DIGEST_BYTES = 64, 32

@@ -114,9 +114,11 @@ def pairwise_distance(features: Tensor) -> Tensor:
 class CenterLoss(nn.Module):
     """Half the squared distance to a learned centre of the identity (Wen et al. 2016), mean over batch and vectors.
 
-    The paper sums over the batch; the mean keeps the loss independent of its size. Each metric vector of a network
-    lives in a space of its own and so has centres of its own, which start at N(0, 1). They are meant for plain SGD
-    (`LossSum.center_optimizer`): a step moves a centre by lr n / (B V) of its way to the mean of its n images.
+    The paper sums over the batch; the mean keeps the loss independent of its size. The half is the paper's: code of the
+    field, the study's too, leaves it out, so a weight from there is doubled here (0.005 there is 0.01). Each metric
+    vector of a network lives in a space of its own and so has centres of its own, which start at N(0, 1). They are
+    meant for plain SGD (`LossSum.center_optimizer`): a step moves a centre by lr n / (B V) of its way to the mean of
+    its n images.
 
     Shapes:
         metric   V tensors (B, D)

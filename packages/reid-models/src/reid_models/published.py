@@ -14,11 +14,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from reid_eval.errors import ReidError
+
+T = TypeVar("T")
 
 Names = tuple[tuple[str, str], ...]
 """What a name begins with in the file, and in ours; in the file's order."""
@@ -26,6 +28,10 @@ Names = tuple[tuple[str, str], ...]
 
 class WeightsError(ReidError):
     """A weight file is missing, damaged, or does not fit the network."""
+
+
+class UnknownNetworkError(WeightsError):
+    """The tensors of a file are of no network known here."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Published:
     last_stride: int = 2
     """of the trunk, or of MGN's first branch"""
     image_hw: tuple[int, int] = (256, 128)
+    leaky: bool = False
+    """whether a leaky ReLU stands before the classifier of the baseline"""
     settings_from: str | None = None
     """the file that told pool, last_stride and image_hw; None when they are assumed"""
 
@@ -145,13 +153,23 @@ def baseline_names(parts: int | None = None) -> Names:
     return (("model.", "trunk."), *((head + layer, ours + name) for head, ours in heads for layer, name in layers))
 
 
+EARLY_BASELINE_NAMES: Names = (
+    ("model.fc.0.", "reduce."),
+    ("model.fc.1.", "norm."),
+    ("model.", "trunk."),
+    ("classifier.0.", "classifier."),
+)
+"""The re-id baseline's ft_net of early 2018: its bottleneck stands in place of ImageNet's classifier."""
+
+
 def recognise(shapes: Mapping[str, Sequence[int]], source: str) -> Published:
     """What a state dict is, from its names and shapes; `source` names it in errors.
 
     A name too many or too few does not keep a network from being recognised.
 
     Raises:
-        WeightsError: no network known here, or what its size is read from is not there.
+        UnknownNetworkError: no network known here.
+        WeightsError: what the size of a known network is read from is not there.
     """
 
     def any_begins(prefix: str) -> bool:
@@ -168,6 +186,11 @@ def recognise(shapes: Mapping[str, Sequence[int]], source: str) -> Published:
             *_size(shapes, r"classifier\d+\.classifier\.0", source),
             trunk=trunk, unused=("model.fc.",), last_stride=1, image_hw=(384, 192),
         )  # fmt: skip
+    if any_begins("model.layer4.") and any_begins("model.fc.0."):
+        size = _size(shapes, r"classifier\.0", source)
+        return Published(
+            "baseline", "person re-id baseline of 2018", EARLY_BASELINE_NAMES, (), *size, trunk=trunk, leaky=True
+        )
     if any_begins("model.layer4.") and any_begins("classifier."):
         size = _size(shapes, r"classifier\.classifier\.0", source)
         return Published(
@@ -176,7 +199,7 @@ def recognise(shapes: Mapping[str, Sequence[int]], source: str) -> Published:
     if any_begins("conv1.") and any_begins("layer4."):
         maker = "IBN-Net's ResNet-50-IBN-a" if ibn else "torchvision's ResNet-50"
         return Published("trunk", maker, (("", ""),), trunk=trunk, unused=("fc.",), image_hw=(224, 224))
-    raise WeightsError(
+    raise UnknownNetworkError(
         f"{source}: {len(shapes)} tensors ({', '.join(list(shapes)[:2])}, ...) of no network known here; known are "
         "MGN-pytorch, ReID-MGN, the re-id baseline (ft_net, PCB), torchvision's ResNet-50 and our own checkpoints"
     )
@@ -209,6 +232,8 @@ def _recognise_mgn(shapes: Mapping[str, Sequence[int]], source: str) -> Publishe
     )
 
 
+MOST_IDS = 10_000_000
+_MOST_FEATURES = 1 << 16
 _STRIPE = re.compile(r"^fc_id_256_(\d+)_(\d+)\.")
 
 
@@ -224,15 +249,51 @@ def _size(shapes: Mapping[str, Sequence[int]], classifier: str, source: str) -> 
             f"{source}: has no classifier (no name like {classifier}.weight), so identities cannot be counted"
         )
     (num_ids, features), _ = sizes.most_common(1)[0]
+    if num_ids > MOST_IDS or features > _MOST_FEATURES:
+        raise WeightsError(f"{source}: classifiers of {num_ids} people by {features} features, more than can be")
     return num_ids, features, any(re.fullmatch(rf"{classifier}\.bias", name) for name in shapes)
 
 
-def wrapper_prefix(names: Iterable[str]) -> str:
-    """What wrapping classes have put before every name, such as "module."; empty when nothing."""
-    names, prefix = list(names), ""
-    while names:
-        found = [word for word in ("module.", "model.") if all(name.startswith(prefix + word) for name in names)]
-        if not found:
-            break
-        prefix += found[0]
-    return prefix
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""what DataParallel, torch.compile, and sharding put into the names of what they wrap"""
+
+
+def bare_names(
+    shapes: Mapping[str, Sequence[int]], recognise: Callable[[Mapping[str, Sequence[int]]], T]
+) -> tuple[T, dict[str, str], tuple[str, ...]]:
+    """What `recognise` makes of a state dict once nothing is left in its names that wrappers have put there.
+
+    That are the words of known wrappers, wherever they stand, and the words that every name begins with, if
+    the network is not known by its names with them. Given back are also the bare name for each of the file's, and what
+    was taken off, for people.
+
+    Raises:
+        UnknownNetworkError: it is not known without them either; in the words of the first look.
+    """
+    bare, prefix, refusal = {name: name for name in shapes}, "", None
+    while True:
+        plain = {name: _without_wrappers(one) for name, one in bare.items()}
+        if len(set(plain.values())) < len(plain):  # two names would become one
+            plain = bare
+        first = {one.split(".", 1)[0] if "." in one else "" for one in bare.values()}
+        word = first.pop() if len(first) == 1 else ""
+        if word not in _WRAPPERS:
+            try:
+                known = recognise({plain[name]: shape for name, shape in shapes.items()})
+                break
+            except UnknownNetworkError as error:
+                refusal = refusal or error
+                if not word:
+                    raise refusal from None
+        prefix += f"{word}."
+        bare = {name: one.removeprefix(f"{word}.") for name, one in bare.items()}
+    inside = sorted({word for one in bare.values() for word in one.split(".") if word in _WRAPPERS})
+    notices = [f"every name begins with {prefix} and was read without it"] if prefix else []
+    if inside and plain is not bare:
+        notices.append(f"names hold {', '.join(inside)} of a wrapper and were read without it")
+    return known, plain, tuple(notices)
+
+
+def _without_wrappers(name: str) -> str:
+    *words, last = name.split(".")
+    return ".".join([*(word for word in words if word not in _WRAPPERS), last])

@@ -42,6 +42,7 @@ from reid_models.data.transforms import to_pixels
 from reid_models.evaluation import EvalProtocol, Evaluation, scores_of, told
 from reid_models.extra import Extra, ExtraDataError, SoftTargets
 from reid_models.extraction import NetworkEmbedder
+from reid_models.foreign import split_entry
 from reid_models.losses import LossSum, LossTerm, parse_loss
 from reid_models.networks import MGN, PCB, Baseline, ReidNetwork
 from reid_models.networks.mgn import parse_granularities
@@ -464,9 +465,10 @@ def _start(
         start = dict(recorded)
     else:
         return dict(recorded) if recorded else None
-    if not Path(start["file"]).is_file():  # whoever reads it will say so
+    file, _ = split_entry(start["file"])
+    if not file.is_file():  # whoever reads it will say so
         return start
-    sha256 = file_fingerprint(start["file"])
+    sha256 = file_fingerprint(file)
     if start.get("sha256", sha256) != sha256:
         raise CheckpointError(f"{start['file']}: is not what the training was to start from any more; restore it")
     return start | {"sha256": sha256}

@@ -8,7 +8,7 @@
     report = load_weights(network, weights)                           # all of it, or WeightsError and no change
     write_original(network, "model_best.pt")                          # under the original's names, in its order
 
-Files are read as tensors and plain containers only: nothing in them can run code.
+Files are read as tensors and plain containers only: nothing in them can run code (see `foreign`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 from urllib.error import URLError
 
@@ -31,9 +29,18 @@ import yaml
 from torch import Tensor, nn
 
 from reid_eval.files import atomic_path, file_fingerprint
+from reid_models.foreign import entries_of, read_content, split_entry
 from reid_models.networks import MGN, PCB, Baseline, ReidNetwork
 from reid_models.networks.resnet import ResNet50Trunk, Trunk, make_trunk
-from reid_models.published import Published, WeightsError, baseline_names, mgn_names, recognise, wrapper_prefix
+from reid_models.published import (
+    Published,
+    UnknownNetworkError,
+    WeightsError,
+    bare_names,
+    baseline_names,
+    mgn_names,
+    recognise,
+)
 from reid_models.runs import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -118,66 +125,70 @@ class WeightsReport:
         return {"missing": self.missing, "left over": self.left_over, "reshaped": self.reshaped}
 
 
-def read_weights(file: Path | str) -> WeightFile:
+def read_weights(source: Path | str) -> WeightFile:
     """Read a file and say what it is: a state dict of a published network, or a checkpoint of ours.
 
-    Of MGN-pytorch the experiment's config.txt is read too, of the re-id baseline opts.yaml, when they lie where those
-    programs put them.
+    The state dict may lie at any depth among other things, such as an optimizer's; where several are of networks known
+    here, "FILE::ENTRY" names one. Of MGN-pytorch the experiment's config.txt is read too, of the re-id baseline
+    opts.yaml, when they lie where those programs put them.
 
     Raises:
-        WeightsError: no such file, damaged, more than tensors, a weight that is not finite, or no network known here.
+        WeightsError: no such file, damaged, more than tensors, a weight that is not finite, no network known here, or
+            several.
         CheckpointError: a checkpoint of ours in an unknown format.
     """
-    file = Path(file)
+    file, entry = split_entry(source)
     content = read_content(file)
-    if {"kind", "iteration", "networks", "format"} <= content.keys():
+    if {"kind", "iteration", "networks", "format"} <= content.keys() and not entry:
         checkpoint = Checkpoint.load(file)
         for state in checkpoint.networks.values():
             refuse_unusable(file, state)
         networks = checkpoint.networks  # a moving average, where one was kept, is what was evaluated
         return WeightFile(file, checkpoint, networks.get("average", networks.get("reid", {})))
-    state, notices = _state_of(file, content)
-    origin = _with_settings(recognise({name: value.shape for name, value in state.items()}, str(file)), file)
-    return WeightFile(file, origin, state, notices)
+
+    def known(shapes: Mapping[str, Sequence[int]]) -> Published:
+        return recognise(shapes, str(file))
+
+    origin, state, notices = _network_in(file, entry, content, known)
+    if origin.leaky:
+        notices = (*notices, "its own evaluation ranked by the trunk's 2048 numbers; here those of the bottleneck are")
+    return WeightFile(file, _with_settings(origin, file), state, notices)
 
 
-def read_content(file: Path) -> dict[str, Any]:
-    """What a file holds, tensors and plain containers only, on the CPU; `read_weights` also says what it is.
+def _network_in(
+    file: Path, entry: str, content: Mapping[str, Any], known: Callable[[Mapping[str, Sequence[int]]], Published]
+) -> tuple[Published, dict[str, Tensor], tuple[str, ...]]:
+    """The one network that `known` knows among the tensors of a file, those tensors, and what is to be told."""
+    entries = entries_of(content)
+    if entry:
+        if entry not in entries:
+            raise WeightsError(f"{file}: has no entry {entry} of names and tensors; found {_listed(entries) or 'none'}")
+        entries = {entry: entries[entry]}
+    found, refusals = {}, []
+    for place, state in entries.items():
+        try:
+            found[place] = bare_names({name: value.shape for name, value in state.items()}, known)
+        except UnknownNetworkError as error:
+            refusals.append((len(state), str(error)))
+    if len(found) > 1:
+        raise WeightsError(
+            f"{file}: holds {len(found)} networks, {_listed(found)}; say which is meant, such as "
+            f"{file}::{list(found)[-1]}"
+        )
+    if not found:
+        if not refusals:
+            refuse_unusable(file, content)  # which names the first entry that is no tensor
+        raise UnknownNetworkError(max(refusals)[1])
+    ((place, (origin, bare, notices)),) = found.items()
+    if place:
+        notices = (f"taken from the entry {place}; what lies beside it is not read", *notices)
+    state = {bare[name]: value for name, value in entries[place].items()}
+    refuse_unusable(file, state)
+    return origin, state, notices
 
-    Raises:
-        WeightsError: no such file, damaged, more than tensors, or no filled dict.
-    """
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such weight file")
-    try:
-        with warnings.catch_warnings():  # of foreign pickles, which are refused in any case
-            warnings.simplefilter("ignore")
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever zip, pickle or the file system raise
-        if asked := re.search(r"GLOBAL (\S+)", str(error)):
-            raise WeightsError(
-                f"{file}: refused: holds more than tensors ({asked[1]}), and such a file can run code; nothing was "
-                "run; expected a state dict (names and tensors)"
-            ) from None
-        reason = "" if isinstance(error, UnpicklingError | KeyError) else _first_line(str(error).strip())[:120]
-        raise WeightsError(f"{file}: damaged or no weight file ({reason or 'no pickle of tensors'})") from None
-    if not isinstance(content, dict) or not content:
-        found = "an empty one" if content == {} else type(content).__name__
-        raise WeightsError(f"{file}: expected a state dict (names and tensors), found {found}")
-    return content
 
-
-def _state_of(file: Path, content: dict[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of a state dict, and what had to be taken off."""
-    notices = []
-    if isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-        notices.append("taken from the entry state_dict; what lies beside it is not read")
-    refuse_unusable(file, content)
-    if prefix := wrapper_prefix(content):
-        content = {name.removeprefix(prefix): value for name, value in content.items()}
-        notices.append(f"every name begins with {prefix} and was read without it")
-    return content, tuple(notices)
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(", ".join(names).rsplit(", ", 1))
 
 
 def refuse_unusable(source: Path | str, state: Mapping[str, Tensor]) -> None:
@@ -191,8 +202,16 @@ def refuse_unusable(source: Path | str, state: Mapping[str, Tensor]) -> None:
             raise WeightsError(
                 f"{source}: expected a state dict (names and tensors), found {name!r}: {type(value).__name__}"
             )
-        if not value.isfinite().all():
+        if not _told(source, name, value).isfinite().all():
             raise WeightsError(f"{source}: {name} holds NaN or infinity, so the network would compute nothing else")
+
+
+def _told(source: Path | str, name: str, value: Tensor) -> Tensor:
+    """The numbers of a tensor that a file really holds: those that are said again along a dimension are seen once."""
+    once = value[tuple(slice(None) if step else slice(0, 1) for step in value.stride())]
+    if once.numel() * once.element_size() > once.untyped_storage().nbytes():
+        raise WeightsError(f"{source}: {name} of shape {tuple(value.shape)} holds more numbers than its file")
+    return once
 
 
 def _is_plain(value: Tensor) -> bool:
@@ -302,7 +321,7 @@ def network_of(origin: Published, num_ids: int | None = None) -> ReidNetwork | T
         case "trunk":
             return trunk
         case "baseline":
-            return Baseline(trunk, num_ids, bottleneck=origin.head_features)
+            return Baseline(trunk, num_ids, bottleneck=origin.head_features, leaky=origin.leaky)
         case "pcb":
             return PCB(trunk, num_ids, num_stripes=origin.stripes[0], head_features=origin.head_features)
         case "mgn":
@@ -341,6 +360,8 @@ def published_as(network: ReidNetwork) -> Published:
         case PCB():
             names, strided, strides = baseline_names(len(network.heads)), network.trunk, (1,)
         case Baseline():
+            if network.leaky:
+                raise WeightsError("a baseline of 2018 is read and not written; save the file that it was read from")
             names, strided, strides = baseline_names(), network.trunk, (1, 2)
     state = network.state_dict()
     trunk = "resnet50_ibn_a" if any(".IN." in name for name in state) else "resnet50"
@@ -421,13 +442,27 @@ def load_trunk_weights(trunk: nn.Module, source: str, *, setting: str = "network
             raise WeightsError(
                 f"{setting}=imagenet: these weights are for trunk resnet50; set {setting}=none for another"
             )
-        file = _imagenet_file(setting)
+        file, entry = _imagenet_file(setting), ""
     else:
-        file = Path(source)
+        file, entry = split_entry(source)
         if not file.is_file():
             raise WeightsError(f"{file}: no such weight file; give its path, imagenet, or none for random weights")
-    state, notices = _state_of(file, read_content(file))
+    own = trunk.state_dict()
+
+    def known(shapes: Mapping[str, Sequence[int]]) -> Published:
+        if not own.keys() & shapes.keys():
+            raise UnknownNetworkError(
+                f"{file}: {len(shapes)} tensors ({_first_names(shapes)}), none called as those of the trunk "
+                f"({_first_names(own)}); give a file of this trunk alone"
+            )
+        return _ANY_TRUNK
+
+    _, state, notices = _network_in(file, entry, read_content(file), known)
     load_weights(trunk, WeightFile(file, _ANY_TRUNK, state, notices))
+
+
+def _first_names(names: Iterable[str]) -> str:
+    return ", ".join([*list(names)[:2], "..."])
 
 
 _ANY_TRUNK = Published("trunk", "a trunk's weights", (("", ""),), unused=("fc.",))

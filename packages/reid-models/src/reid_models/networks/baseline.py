@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reid_models.networks.output import ReidOutput
@@ -13,7 +14,8 @@ class Baseline(nn.Module):
 
     The embedding is what leaves the batch norm: no non-linearity, and dropout acts on the classifier's input only.
     It is the metric vector too.
-    Bottleneck and classifier are those of "person re-id baseline", the published teacher of DG-Net.
+    Bottleneck and classifier are those of "person re-id baseline", the published teacher of DG-Net. With `leaky` a
+    leaky ReLU (0.1) stands before the dropout, as it did there in 2018.
 
     Shapes:
         images   (B, 3, H, W)   normalised network input
@@ -21,7 +23,9 @@ class Baseline(nn.Module):
                  tuples of one, in training and in evaluation
     """
 
-    def __init__(self, trunk: Trunk, num_ids: int, *, bottleneck: int = 512, dropout: float = 0.5) -> None:
+    def __init__(
+        self, trunk: Trunk, num_ids: int, *, bottleneck: int = 512, dropout: float = 0.5, leaky: bool = False
+    ) -> None:
         super().__init__()
         if num_ids < 1:
             raise ValueError(f"num_ids must be at least 1, got {num_ids}")
@@ -29,6 +33,7 @@ class Baseline(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.reduce = nn.Linear(trunk.num_features, bottleneck)
         self.norm = nn.BatchNorm1d(bottleneck)
+        self.leaky = leaky
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(bottleneck, num_ids)
         self.num_features = bottleneck
@@ -39,7 +44,8 @@ class Baseline(nn.Module):
 
     def forward(self, images: Tensor) -> ReidOutput:
         embeddings = self.embed(images)
-        return ReidOutput(embeddings, (self.classifier(self.dropout(embeddings)),), (embeddings,))
+        bent = F.leaky_relu(embeddings, 0.1) if self.leaky else embeddings
+        return ReidOutput(embeddings, (self.classifier(self.dropout(bent)),), (embeddings,))
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to the vectors to rank by (B, bottleneck), without classifying anything."""
