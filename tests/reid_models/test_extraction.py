@@ -178,17 +178,29 @@ def test_a_vector_that_was_cut_off_is_made_again(interrupted, toy_index):
     np.testing.assert_allclose(features.features, straight.features, atol=1e-5)
 
 
-def test_pictures_that_have_changed_since_are_embedded_again(interrupted, toy_index):
+def test_a_picture_that_was_replaced_is_embedded_again_whatever_its_time_and_size_say(interrupted, toy_index):
     embedder, partial = interrupted
-    sixth = toy_index.split("query").paths[5]
-    later_s = partial.stat().st_mtime + 10
-    before = sixth.stat()
-    os.utime(sixth, (later_s, later_s))
+    sixth, another = toy_index.split("query").paths[5:7]
+    before, state = sixth.read_bytes(), sixth.stat()
+    sixth.write_bytes(another.read_bytes().ljust(len(before), b"\0"))
+    os.utime(sixth, (state.st_atime - 9, state.st_mtime - 9))
     try:
         total = len(toy_index.split("query")) + len(toy_index.split("gallery"))
-        assert go_on(embedder, toy_index, partial)[1] == total - 5
+        features, embedded = go_on(embedder, toy_index, partial)
     finally:
-        os.utime(sixth, (before.st_atime, before.st_mtime))
+        sixth.write_bytes(before)
+        os.utime(sixth, (state.st_atime, state.st_mtime))
+    assert embedded == total - 5
+    np.testing.assert_allclose(features.features[5], features.features[6], atol=1e-5)
+
+
+def test_a_vector_with_a_flipped_bit_is_made_again(interrupted, toy_index):
+    embedder, partial = interrupted
+    content = bytearray(partial.read_bytes())
+    content[64 + 5 * (4 * embedder.num_features + 8) + 3] ^= 1
+    partial.write_bytes(content)
+    total = len(toy_index.split("query")) + len(toy_index.split("gallery"))
+    assert go_on(embedder, toy_index, partial)[1] == total - 5
 
 
 @pytest.mark.parametrize("other", ["network", "picture size"])

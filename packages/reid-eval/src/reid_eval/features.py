@@ -198,6 +198,15 @@ class ReidFeatures:
             raise _about(file, error) from None
 
 
+def is_feature_file(file: Path | str) -> bool:
+    """Whether a file is a feature file of ours, by the names of its arrays."""
+    try:
+        with open_feature_file(file) as arrays:
+            return {"format", *_ARRAYS, "meta"} <= set(arrays)
+    except FeatureFileError:
+        return False
+
+
 @contextmanager
 def open_feature_file(file: Path | str) -> Iterator[StoredArrays]:
     """The arrays of a feature file of ours, or of another program's .npz, within the block.

@@ -312,6 +312,7 @@ def train(
 @click.option(
     "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read pictures."
 )
+@click.option("--overwrite", is_flag=True, help="Replace a .npz of something else at --out; never an input.")
 @_device
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def extract(
@@ -329,6 +330,7 @@ def extract(
     compile: bool,
     batch_size: int,
     workers: int,
+    overwrite: bool,
     device: str,
     as_json: bool,
 ) -> None:
@@ -360,6 +362,9 @@ def extract(
         raise click.UsageError("--untrained, --which and --alpha are for --run: a file holds one network")
     with user_errors():
         from reid_eval.errors import Stopped
+        from reid_eval.features import is_feature_file
+        from reid_eval.locks import locked
+        from reid_eval.outputs import claim_file
         from reid_models.data.check import ranked_splits
         from reid_models.data.index import DatasetError, DatasetIndex
         from reid_models.extraction import extract_features, load_embedder, load_file, parse_which
@@ -377,6 +382,13 @@ def extract(
         assert out is not None
         if out.is_dir():
             raise OutputError(f"{out}: is a folder; expected a file's name, such as {out / 'features.npz'}")
+        place, inputs = out, [one for one in (run_path, weights, data, images) if one is not None]
+
+        def claim() -> None:
+            maker, suffixes = "reid-models extract", [".npz"]
+            claim_file(place, maker, is_ours=is_feature_file, inputs=inputs, suffixes=suffixes, overwrite=overwrite)
+
+        claim()
         index = DatasetIndex.from_images(images) if images else DatasetIndex.open(str(data))
         if not (images or splits) and (splits := ranked_splits(index)) != ("query", "gallery"):
             missing = " and no ".join(split for split in ("query", "gallery") if split not in splits)
@@ -389,24 +401,28 @@ def extract(
             embedder = load_file(str(weights), device, half=half, compile=compile)
         embedder.runtime.keep_freed_memory()
         partial = out.with_name(f"{out.name}.partial")
-        try:
-            with embedder.runtime.watch_signals():
-                features = extract_features(
-                    embedder,
-                    index,
-                    ("images",) if images else splits,
-                    flip=flip,
-                    batch_size=batch_size,
-                    num_workers=workers,
-                    partial=partial,
-                )
-        except Stopped as stopped:
-            raise Stopped(f"{stopped}: vectors made so far are in {partial}; run the same command to go on") from None
-        features.save(out)
-    counts = {split: int((features.splits == split).sum()) for split in dict.fromkeys(features.splits.tolist())}
-    num_features = features.num_features
-    del features  # which reads from the file that is removed now
-    partial.unlink()
+        with locked(out, "reid-models extract"):
+            claim()
+            try:
+                with embedder.runtime.watch_signals():
+                    features = extract_features(
+                        embedder,
+                        index,
+                        ("images",) if images else splits,
+                        flip=flip,
+                        batch_size=batch_size,
+                        num_workers=workers,
+                        partial=partial,
+                    )
+            except Stopped as stopped:
+                raise Stopped(
+                    f"{stopped}: vectors made so far are in {partial}; run the same command to go on"
+                ) from None
+            features.save(out)
+            counts = {split: int((features.splits == split).sum()) for split in dict.fromkeys(features.splits.tolist())}
+            num_features = features.num_features
+            del features  # which reads from the file that is removed now
+            partial.unlink()
     click.echo(f"wrote {out}", err=True)
     if as_json:
         summary = {"file": str(out), **counts, "num_features": num_features, "extractor": embedder.name}

@@ -7,6 +7,7 @@ features.save("features.npz")
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -251,7 +252,7 @@ def extract_features(
     if partial is None:
         rows: _Rows = _Rows(shape)
     else:
-        key = fingerprint([json.dumps(meta), *splits, embedder.fingerprint])
+        key = fingerprint([json.dumps(meta), *splits, embedder.fingerprint, "rows with hashes"])
         rows = _RowsInFile(shape, Path(partial), key, chosen.paths)
     dataset = PersonDataset(chosen, embedder.image_hw)
     loader = make_loader(dataset, in_order(len(chosen), batch_size, first=rows.done), num_workers=num_workers)
@@ -282,6 +283,14 @@ def _refuse_nonfinite(vectors: Tensor, index: DatasetIndex, batch: Batch) -> Non
         )
 
 
+def _content_hash(path: Path) -> bytes:
+    """Of a picture's content; of none where it cannot be read, which whoever decodes it will say."""
+    try:
+        return bytes.fromhex(file_fingerprint(path))
+    except OSError:
+        return b""
+
+
 class _Rows:
     """Vectors (N, D), filled in from the first row on."""
 
@@ -308,28 +317,32 @@ class _Rows:
 class _RowsInFile(_Rows):
     """The same in a file: a line of text that says what the rows are of, then the rows, in the order they were made.
 
-    The file may be left at any moment: a row that was cut off is made again, and so is everything from the first
-    picture on that has changed since.
+    The file may be left at any moment: a row that was cut off or damaged is made again, and so is everything from the
+    first picture on that holds something else now, whatever its time says.
 
     Raises:
         OutputError: something else lies there; it is left alone.
     """
 
     _HEADER_BYTES = 64
+    _CHECK_BYTES = 8
     _BEGINNING = b"reid-models rows "
 
     def __init__(self, shape: tuple[int, int], file: Path, key: str, paths: Sequence[Path]) -> None:
         self.shape, self.file, self.done = shape, file, 0
+        # Before any is decoded: what is replaced later than that has another hash when its row is looked at again.
+        self._pictures = [_content_hash(path) for path in paths]
         header = (self._BEGINNING + key.encode()).ljust(self._HEADER_BYTES - 1) + b"\n"
         file.parent.mkdir(parents=True, exist_ok=True)
         self._stream = file.open("r+b" if file.exists() else "w+b")
-        row_bytes = 4 * shape[1]
+        row_bytes = 4 * shape[1] + self._CHECK_BYTES
         found = self._stream.read(self._HEADER_BYTES)
         if found == header:
-            state = file.stat()
-            whole = paths[: (state.st_size - self._HEADER_BYTES) // row_bytes]
-            is_new = (not path.exists() or path.stat().st_mtime > state.st_mtime for path in whole)
-            self.done = next((row for row, changed in enumerate(is_new) if changed), len(whole))
+            for picture in self._pictures:
+                row = self._stream.read(row_bytes)
+                if len(row) < row_bytes or row != self._checked(row[: -self._CHECK_BYTES], picture):
+                    break
+                self.done += 1
             logger.warning("%s: going on after %d of %d pictures", file, self.done, shape[0])
         elif found.startswith(self._BEGINNING):
             logger.warning("%s: is of another extraction, so this one begins anew", file)
@@ -344,13 +357,21 @@ class _RowsInFile(_Rows):
 
     def append(self, vectors: np.ndarray) -> None:
         """The next rows."""
-        self._stream.write(np.ascontiguousarray(vectors, np.float32).data)
+        for row in np.ascontiguousarray(vectors, np.float32):
+            self._stream.write(self._checked(row.tobytes(), self._pictures[self.done]))
+            self.done += 1
         self._stream.flush()
-        self.done += len(vectors)
 
     def features(self) -> np.ndarray:
         """All rows, read from the file as they are needed."""
-        return np.memmap(self.file, np.float32, "r", self._HEADER_BYTES, self.shape)
+        count, length = self.shape
+        columns = length + self._CHECK_BYTES // 4
+        return np.memmap(self.file, np.float32, "r", self._HEADER_BYTES, (count, columns))[:, :length]
+
+    @classmethod
+    def _checked(cls, row: bytes, picture: bytes) -> bytes:
+        """A row and, behind it, the beginning of a hash of it and of its picture's content."""
+        return row + hashlib.sha256(picture + row).digest()[: cls._CHECK_BYTES]
 
     def __exit__(self, *error: object) -> None:
         self._stream.close()
