@@ -14,6 +14,7 @@ import pytest
 
 import pipelines.road
 from pipelines.road import ranking, walk, what_is_missing
+from reid_eval.cards import missing_in_record
 from reid_eval.errors import Stopped
 from reid_eval.locks import BusyError, locked
 from reid_eval.report import MetricResult
@@ -53,6 +54,7 @@ def test_every_number_names_its_protocol_and_its_maker(walked):
     for file in walked.metrics.iterdir():
         result = MetricResult.load(file)
         assert len(result.protocol) > 40
+        assert missing_in_record(result) == []
         assert any("reid_eval" in key or "dgnet_gen" in key for key in result.made_by)
 
 

@@ -9,6 +9,7 @@ import pytest
 from reid_eval.errors import OutputError, ReidError, Stopped, user_errors
 from reid_eval.features import FeatureFileError
 from reid_eval.files import ImageError
+from reid_eval.outputs import claim_file
 
 
 def leave_with(error):
@@ -63,6 +64,16 @@ def test_a_signal_leaves_with_75_and_its_name(name, capsys):
 def test_a_file_larger_than_files_may_be_is_named(capsys):
     assert leave_with(OSError(errno.EFBIG, "File too large", "runs/log.jsonl")) == 1
     assert "runs/log.jsonl: larger than files may be here" in capsys.readouterr().err
+
+
+def test_a_working_folder_that_is_gone_is_one_line(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit), user_errors():
+        claim_file("a.png", "reid-eval rank --plot")
+    assert capsys.readouterr().err.startswith("error: the folder that this was started in is gone;")
 
 
 def test_too_little_memory_is_no_traceback(capsys):

@@ -355,6 +355,10 @@ def test_a_flipped_bit_in_tensors_is_noticed(tmp_path):
     [
         ({"query_label": Q_PIDS * 1e300}, "the pids of split query are float64, expected whole numbers"),
         ({"query_label": Q_PIDS * np.nan}, "expected whole numbers"),
+        ({"query_label": Q_PIDS * np.inf}, "expected whole numbers"),
+        ({"gallery_cam": G_CAMIDS * -np.inf}, "expected whole numbers"),
+        ({"query_cam": Q_CAMIDS[:2]}, "split query has 2 camids and 3 identities"),
+        ({"query_path": np.array(["a.jpg"])}, "split query has 1 paths and 3 identities"),
         ({"query_label": Q_PIDS.astype(np.uint64) + np.uint64(2**63)}, "at most 64 bits"),
         ({"query_cam": np.array([1 + 1j] * 3)}, "camids of split query are complex128"),
         ({"query_f": QUERY[:, :, None]}, r"of shape \(3, 4, 1\), expected numbers"),
@@ -501,3 +505,20 @@ def test_distances_in_place_of_vectors_are_told(tmp_path):
     lines = ["pid,split", *["1,query"] * 3, *["1,gallery"] * 5]
     with pytest.raises(FeatureFileError, match=r"looks like distances .a row for each query"):
         load_matrix_and_labels(*one_matrix(tmp_path, lines, distances[:3, 3:]))
+
+
+def test_words_may_be_stored_as_bytes(tmp_path):
+    people = {
+        "query_label": np.array([b"Anna", "Müller".encode(), b"Z"]),
+        "gallery_label": np.array([b"Anna"] * 5),
+    }
+    found = load_features(write(tmp_path / "f.npz", {**OLD_NAMES, **people, "query_path": np.array([b"a.jpg"] * 3)}))
+    assert [found.name_of(pid) for pid in found.query.pids] == ["Anna", "Müller", "Z"]
+    assert found.query.paths[0] == "a.jpg"
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_tensor_without_a_shape_is_one_line(tmp_path):
+    ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    with pytest.raises(FeatureFileError, match="query_f of plain numbers"):
+        load_features(write(tmp_path / "f.pt", {**OLD_NAMES, "query_f": ragged}))

@@ -121,6 +121,15 @@ def test_a_holder_that_has_not_written_its_name_holds_it_all_the_same(tmp_path, 
         pass
 
 
+def test_the_second_waits_a_moment_for_the_name_of_the_first(tmp_path, holder):
+    first = holder(tmp_path)
+    signed = (tmp_path / ".lock").read_text()
+    (tmp_path / ".lock").write_text("")  # as between taking a lock and signing it
+    threading.Timer(0.1, (tmp_path / ".lock").write_text, [signed]).start()
+    with pytest.raises(BusyError, match=rf"reid-models train \(process {first.pid} on "), locked(tmp_path, "x"):
+        pass
+
+
 def test_a_place_where_no_lock_can_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be locked"), locked(tmp_path / "file" / "run", "x"):

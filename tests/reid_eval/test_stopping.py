@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from reid_eval.errors import Stopped
+from reid_eval.errors import ReidError, Stopped
 from reid_eval.stopping import STOP_SIGNALS, check_stop, stop_reason, stoppable
 
 
@@ -48,6 +48,12 @@ def test_the_time_of_a_block_ends_and_that_of_another_begins_anew():
     with stoppable(max_hours=5):
         assert stop_reason() is None
     check_stop()
+
+
+@pytest.mark.parametrize("hours", [float("nan"), -1])
+def test_hours_that_are_no_number_or_less_than_none_are_refused(hours):
+    with pytest.raises(ReidError, match="expected a number of hours from 0 on"), stoppable(hours):
+        pass
 
 
 def test_the_hours_may_be_counted_from_an_earlier_moment():

@@ -9,6 +9,7 @@ import torchvision
 import yaml
 from click.testing import CliRunner
 
+from reid_eval.locks import locked
 from reid_models.cli import main
 from reid_models.config import config_dict, config_from_dict
 from reid_models.runs import Checkpoint, RunDir
@@ -192,6 +193,9 @@ def test_export_keeps_what_is_there_unless_told_to_replace_it(run, tmp_path):
     assert reid_models(*command, "--overwrite").exit_code == 0
     assert refused(reid_models(*command), "net_last.pth: exists already; choose another --out, or replace it with --ov")
     assert refused(reid_models("export", "--run", run, "--out", tmp_path), "is a folder; expected a file's name")
+    with locked(tmp_path / "net_last.pth", "reid-models export"):
+        assert refused(reid_models(*command, "--overwrite"), "reid-models export (process ")
+    assert refused(reid_models(*command[:-1], run / "config.yaml", "--overwrite"), "which this command reads")
 
 
 @pytest.mark.parametrize(

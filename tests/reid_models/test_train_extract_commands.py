@@ -83,6 +83,24 @@ def test_extract_explains_what_it_cannot_do_in_one_line(run, arguments, message)
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_extract_writes_over_nothing_but_feature_files(run, toy_root, tmp_path):
+    picture = sorted(toy_root.rglob("*.jpg"))[0]
+    np.savez(tmp_path / "foreign.npz", mu=np.zeros(3))
+    for out, words in (
+        (picture, "ends in .npz"),
+        (run / "config.yaml", "ends in .npz"),
+        (tmp_path / "foreign.npz", "was not made by reid-models extract"),
+    ):
+        before = out.read_bytes()
+        result = reid_models("extract", "--run", run, "--out", out, "--device", "cpu")
+        assert (result.exit_code, result.stdout, words in result.stderr) == (1, "", True), result.output
+        assert out.read_bytes() == before
+    with locked(tmp_path / "new.npz", "a test"):
+        result = reid_models("extract", "--run", run, "--out", tmp_path / "new.npz", "--device", "cpu")
+    assert (result.exit_code, "a test (process " in result.stderr) == (1, True)
+    assert [file.name for file in tmp_path.iterdir()] == ["foreign.npz"]
+
+
 def test_extract_says_that_a_folder_is_no_run(tmp_path):
     result = reid_models("extract", "--run", tmp_path)
     assert (result.exit_code, "no run here" in result.stderr) == (1, True)

@@ -87,12 +87,22 @@ def user_errors() -> Iterator[None]:
         if error.errno == errno.EFBIG:
             _leave(f"{where}larger than files may be here (ulimit -f); nothing that existed was changed", 1)
         if error.filename is None:
+            if isinstance(error, FileNotFoundError) and _folder_is_gone():
+                _leave("the folder that this was started in is gone; change to one that is there and run again", 1)
             raise
         _leave(f"{where}{reason_of(error)}", 1)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported for its name alone
             raise
         _leave(f"out of memory on the device ({reason_of(error)}); lower the batch size, or use precision=bf16", 1)
+
+
+def _folder_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _leave(message: str, exit_code: int) -> None:

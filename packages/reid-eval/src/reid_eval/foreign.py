@@ -208,7 +208,8 @@ class _TorchArrays(ArraysInMemory):
 
         value = super().__getitem__(name)
         if isinstance(value, torch.Tensor):
-            return Header(tuple(value.shape), np.dtype(np.float32))
+            with reading(self._file, FeatureFileError, f"{name} of plain numbers", remedy="write it again"):
+                return Header(tuple(value.shape), np.dtype(np.float32))
         return super().header(name)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -375,6 +376,11 @@ def _parts(arrays: StoredArrays, file: Path, needed: tuple[str, ...] = ("query",
             continue
         pids, camids = (_as_labels(arrays[found[name]], name, split, file) for name in ("pids", "camids"))
         paths = _as_texts(arrays[found["paths"]]) if found["paths"] else None
+        for name, column in (("camids", camids), ("paths", paths)):
+            if column is not None and len(column) != len(pids):
+                raise FeatureFileError(
+                    f"{file}: split {split} has {len(column)} {name} and {len(pids)} identities, expected as many"
+                )
         _refuse_unlike(arrays.header(found["features"]).shape, len(pids), split, file)
         vectors = np.asanyarray(vectors_of(arrays, found["features"]))
         _refuse_unlike(vectors.shape, len(pids), split, file, vectors.dtype)
@@ -398,9 +404,13 @@ def _split_at_num_query(arrays: StoredArrays, file: Path) -> list[_Part]:
 def _as_labels(values: Any, name: str, split: str, file: Path) -> np.ndarray:
     """Labels as (N,) int64 or as texts: rows and columns of any kind of number that is whole, or of words."""
     column = np.ravel(np.asarray(values))
+    if column.dtype.kind == "S":
+        column = _as_texts(column)
     if column.dtype.kind == "U":
         return np.array([text.strip() for text in column.tolist()], dtype=np.str_)
-    is_whole = column.dtype.kind in "iu" or (column.dtype.kind == "f" and bool((column == np.round(column)).all()))
+    is_whole = column.dtype.kind in "iu" or (
+        column.dtype.kind == "f" and bool((np.isfinite(column) & (column == np.round(column))).all())
+    )
     limit = 2**53 if column.dtype.kind == "f" else 2**63  # beyond it floats skip whole numbers
     if column.size and not (is_whole and -limit <= int(column.min()) and int(column.max()) < limit):
         raise FeatureFileError(
@@ -411,7 +421,9 @@ def _as_labels(values: Any, name: str, split: str, file: Path) -> np.ndarray:
 
 
 def _as_texts(values: Any) -> np.ndarray:
-    return np.array([str(text).strip() for text in np.ravel(np.asarray(values)).tolist()], dtype=np.str_)
+    found = np.ravel(np.asarray(values)).tolist()
+    texts = [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in found]
+    return np.array([text.strip() for text in texts], dtype=np.str_)
 
 
 def _refuse_unlike(

@@ -14,13 +14,16 @@ import datetime
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from reid_eval.errors import OutputError
 from reid_eval.files import short_name
+
+_LOOKS, _BETWEEN_LOOKS_S = 50, 0.02
 
 
 class BusyError(OutputError):
@@ -42,11 +45,11 @@ def locked(target: Path | str, by: str) -> Iterator[None]:
     lock = FileLock(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        _acquire(lock, file)
     except Timeout:
         raise BusyError(
-            f"{target}: {_holder(file)} is writing here; wait until it has finished, stop it, or choose another place; "
-            "nothing was changed"
+            f"{target}: {_holder(file) or 'another process'} is writing here; wait until it has finished, stop it, or "
+            "choose another place; nothing was changed"
         ) from None
     except OSError as error:
         raise OutputError(
@@ -62,6 +65,19 @@ def locked(target: Path | str, by: str) -> Iterator[None]:
             with contextlib.suppress(OSError):  # on Windows an open file stays; whoever comes next takes it over
                 file.unlink()
         lock.release()
+
+
+def _acquire(lock: BaseFileLock, file: Path) -> None:
+    """Take the lock, or wait until whoever has taken it a moment ago has signed."""
+    for _ in range(_LOOKS - 1):
+        try:
+            lock.acquire(timeout=0)
+            return
+        except Timeout:
+            if _holder(file):
+                raise
+        time.sleep(_BETWEEN_LOOKS_S)
+    lock.acquire(timeout=0)
 
 
 def is_locked(target: Path | str) -> bool:
@@ -89,10 +105,10 @@ def _sign(file: Path, by: str) -> None:
 
 
 def _holder(file: Path) -> str:
-    """Who holds a lock, as they have written."""
+    """Who holds a lock, as they have written; "" where nothing can be read of it."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         since = datetime.datetime.fromisoformat(found["since"]).strftime("%Y-%m-%d %H:%M:%S")
         return f"{found['by']} (process {found['pid']} on {found['host']}, since {since})"
     except (OSError, ValueError, KeyError, TypeError):  # it has not written yet, or may not be read
-        return "another process"
+        return ""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from reid_eval.errors import Stopped
+from reid_eval.errors import ReidError, Stopped
 
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
@@ -51,7 +51,12 @@ def stoppable(max_hours: float | None = None, *, began_s: float | None = None) -
 
     The hours are counted from `began_s` of the monotonic clock, by default from now. Python delivers signals to the
     main thread alone, so elsewhere a block notes none.
+
+    Raises:
+        ReidError: `max_hours` is less than 0, or not a number.
     """
+    if max_hours is not None and not max_hours >= 0:
+        raise ReidError(f"--max-hours {max_hours:g}: expected a number of hours from 0 on, such as 8 or 0.5")
     began_s = time.monotonic() if began_s is None else began_s
     deadline = [] if max_hours is None else [(began_s + max_hours * 3600, max_hours)]
     _requests.blocks += 1

@@ -16,6 +16,8 @@ import torch
 
 from reid_eval.errors import OutputError
 from reid_eval.files import write_text
+from reid_eval.locks import locked
+from reid_eval.outputs import claim_file
 from reid_models.config import config_from_dict
 from reid_models.extraction import Which
 from reid_models.networks import ReidNetwork
@@ -165,9 +167,11 @@ def export_run(run: Path | str, which: Which, out: Path | str, *, overwrite: boo
             raise OutputError(f"{target}: is a folder; expected a file's name, such as {target / 'net_last.pth'}")
         if target.exists() and not overwrite:
             raise OutputError(f"{target}: exists already; choose another --out, or replace it with --overwrite")
-    write_original(network, out)
-    if opts is not None:
-        write_text(opts, f"nclasses: {published.num_ids}\nstride: {published.last_stride}\n")
+        claim_file(target, "reid-models export", inputs=[run], overwrite=True)
+    with locked(out, "reid-models export"):
+        write_original(network, out)
+        if opts is not None:
+            write_text(opts, f"nclasses: {published.num_ids}\nstride: {published.last_stride}\n")
     image_hw = config_from_dict(ReidTrainConfig, checkpoint.config, source=str(file)).image_hw
     return Exported(str(out), published.describe(), _options(published, image_hw))
 

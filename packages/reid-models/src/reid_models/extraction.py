@@ -253,7 +253,7 @@ def extract_features(
     if partial is None:
         rows: _Rows = _Rows(shape)
     else:
-        key = fingerprint([json.dumps(meta), *splits, embedder.fingerprint])
+        key = fingerprint([json.dumps(meta), *splits, embedder.fingerprint, "rows with hashes"])
         rows = _RowsInFile(shape, Path(partial), key, chosen.paths)
     dataset = PersonDataset(chosen, embedder.image_hw)
     loader = make_loader(dataset, in_order(len(chosen), batch_size, first=rows.done), num_workers=num_workers)
@@ -286,6 +286,14 @@ def _refuse_nonfinite(vectors: Tensor, index: DatasetIndex, batch: Batch) -> Non
             f"{index[int(batch.rows[bad[0, 0]])].path}: its vector is not finite; extract without half precision, or "
             "with an earlier checkpoint"
         )
+
+
+def _content_hash(path: Path) -> bytes:
+    """Of a picture's content; of none where it cannot be read, which whoever decodes it will say."""
+    try:
+        return bytes.fromhex(file_fingerprint(path))
+    except OSError:
+        return b""
 
 
 class _Rows:
@@ -322,14 +330,16 @@ class _RowsInFile(_Rows):
     """
 
     def __init__(self, shape: tuple[int, int], file: Path, key: str, paths: Sequence[Path]) -> None:
-        self.shape, self.file, self.paths, self.done = shape, file, paths, 0
+        self.shape, self.file, self.done = shape, file, 0
+        # Before any is decoded: what is replaced later than that has another hash when its row is looked at again.
+        self._pictures = [_content_hash(path) for path in paths]
         header = (_ROWS_BEGIN + b"by content " + key.encode()).ljust(_HEADER_BYTES - 1) + b"\n"
         file.parent.mkdir(parents=True, exist_ok=True)
         self._stream = file.open("r+b" if file.exists() else "w+b")
         row_bytes = _DIGEST_BYTES + 4 * shape[1]
         found = self._stream.read(_HEADER_BYTES)
         if found == header:
-            while self.done < shape[0] and self._is_of(paths[self.done], self._stream.read(row_bytes)):
+            while self.done < shape[0] and self._is_of(self._pictures[self.done], self._stream.read(row_bytes)):
                 self.done += 1
             logger.warning("%s: going on after %d of %d pictures", file, self.done, shape[0])
         elif found.startswith(_ROWS_BEGIN):
@@ -346,7 +356,7 @@ class _RowsInFile(_Rows):
     def append(self, vectors: np.ndarray) -> None:
         """The next rows."""
         for vector in np.ascontiguousarray(vectors, np.float32):
-            self._stream.write(self._digest(self.paths[self.done], vector.tobytes()) + vector.tobytes())
+            self._stream.write(self._digest(self._pictures[self.done], vector.tobytes()) + vector.tobytes())
             self.done += 1
         self._stream.flush()
 
@@ -356,16 +366,13 @@ class _RowsInFile(_Rows):
         rows: np.ndarray = np.memmap(self.file, row, "r", _HEADER_BYTES, self.shape[:1])
         return rows["vector"]
 
-    def _is_of(self, picture: Path, row: bytes) -> bool:
+    def _is_of(self, picture: bytes, row: bytes) -> bool:
         digest, vector = row[:_DIGEST_BYTES], row[_DIGEST_BYTES:]
-        return len(vector) == 4 * self.shape[1] and any(digest) and digest == self._digest(picture, vector)
+        return len(vector) == 4 * self.shape[1] and digest == self._digest(picture, vector)
 
     @staticmethod
-    def _digest(picture: Path, vector: bytes) -> bytes:
-        try:
-            return hashlib.sha256(bytes.fromhex(file_fingerprint(picture)) + vector).digest()
-        except OSError:  # gone by now: the digest of no picture, which is made again
-            return bytes(_DIGEST_BYTES)
+    def _digest(picture: bytes, vector: bytes) -> bytes:
+        return hashlib.sha256(picture + vector).digest()
 
     def __exit__(self, *error: object) -> None:
         self._stream.close()
