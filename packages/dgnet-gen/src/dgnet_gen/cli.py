@@ -372,12 +372,12 @@ _scale = click.option(
 )
 _labels = click.option("--labels/--no-labels", default=True, show_default=True, help="Who is who, at the edges.")
 _structures = click.option(
-    "--structures", type=_PATH, multiple=True, help="A picture whose pose is taken; may be repeated."
+    "--structures", type=_PATH, multiple=True, help="A picture, or folder, to take poses of; may be repeated."
 )
 _appearances = click.option(
-    "--appearances", type=_PATH, multiple=True, help="A picture whose clothes are taken; may be repeated."
+    "--appearances", type=_PATH, multiple=True, help="A picture, or folder, to take clothes of; may be repeated."
 )
-_pictures = click.option("--pictures", type=_PATH, multiple=True, help="A picture to take; may be repeated.")
+_pictures = click.option("--pictures", type=_PATH, multiple=True, help="A picture, or folder of them; may be repeated.")
 _animate = click.option("--animate", type=_PATH, help="Also write the same as a film: .gif, .webp or .mp4.")
 _steps = click.option("--steps", type=click.IntRange(min=2), default=11, show_default=True, help="Pictures in a row.")
 _path = click.option(
@@ -413,6 +413,19 @@ def _save(out: Path, pixels: np.ndarray, command: str, inputs: Iterable[Path | N
         _claim(out, command, inputs, overwrite=overwrite)
         save_image(out, pixels, maker=f"dgnet-gen {command}")
     click.echo(printable(str(out)))
+
+
+def _listed(places: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Pictures as they are named, those of a folder in the order of their names."""
+    from reid_eval.files import ImageError, list_images
+
+    pictures: list[Path] = []
+    for place in places:
+        found = list_images(place) if place.is_dir() else [place]
+        if not found:
+            raise ImageError(f"{place}: no pictures here or below; name a picture, or a folder that holds some")
+        pictures += found
+    return tuple(pictures)
 
 
 def _number(option: str, default: int, help_text: str) -> Callable[[F], F]:
@@ -467,6 +480,7 @@ def swap(
         from dgnet_gen import visualise
 
         _claim(out, "swap", (run, data, images, *structures, *appearances), overwrite=overwrite)
+        structures, appearances = _listed(structures), _listed(appearances)
         if structures and appearances:
             model = _load(run, which_epoch, device)
         else:
@@ -524,6 +538,7 @@ def rainbow(
         from dgnet_gen import visualise
 
         _claim(out, "rainbow", (run, data, images, *pictures), overwrite=overwrite)
+        pictures = _listed(pictures)
         if pictures:
             model = _load(run, which_epoch, device)
         else:
@@ -614,6 +629,7 @@ def _smooth(
         inputs = (run, data, images, *pictures)
         _claim(out, command, inputs, overwrite=overwrite)
         claim_film(inputs)
+        pictures = _listed(pictures)
         if pictures:
             model = _load(run, which_epoch, device)
         else:
@@ -678,6 +694,7 @@ def one_by_one(
         from dgnet_gen import visualise
         from dgnet_gen.generation import Writing
 
+        structures, appearances = _listed(structures), _listed(appearances)
         if structures and appearances:
             model = _load(run, which_epoch, device)
         else:
