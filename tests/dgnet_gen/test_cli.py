@@ -419,3 +419,17 @@ def test_published_pixels_are_cut_off_and_written_as_the_published_program_does(
     assert dgnet_gen("regenerate", tmp_path / "fake", rows[0]["file"], "--run", sound / "run", "--out",
                      tmp_path / "again.jpg").exit_code == 0  # fmt: skip
     assert (tmp_path / "again.jpg").read_bytes() == (tmp_path / "fake" / rows[0]["file"]).read_bytes()
+
+
+def test_a_folder_is_its_pictures_in_the_order_of_their_names(sound, tmp_path):
+    pictures = sorted((sound / "raw" / "query").iterdir())[:2]
+    for name, picture in zip(("b/2.jpg", "a/9.jpg"), pictures, strict=True):
+        (tmp_path / "people" / name).parent.mkdir(parents=True)
+        shutil.copy(picture, tmp_path / "people" / name)
+    named = [option for picture in reversed(pictures) for option in ("--pictures", picture)]
+    for out, given in (("folder.png", ["--pictures", tmp_path / "people"]), ("named.png", named)):
+        result = dgnet_gen("rainbow", "--run", sound / "run", "--no-labels", "--out", tmp_path / out, *given)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "folder.png").read_bytes() == (tmp_path / "named.png").read_bytes()
+    (tmp_path / "empty").mkdir()
+    refuses(dgnet_gen("swap", "--run", sound / "run", "--structures", tmp_path / "empty"), "empty: no pictures here")

@@ -1,18 +1,23 @@
 """Vectors to rank by from a DG-Net, as reid-models extract makes them."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
+from dgnet_gen.cli import main as dgnet_gen
 from dgnet_gen.features import DGNetEmbedder, load_embedder
 from dgnet_gen.model import DGNet, NetworksConfig
 from dgnet_gen.settings import DGNetTrainConfig, LossWeights
 from dgnet_gen.training import train_dgnet
 from reid_eval.features import ReidFeatures
 from reid_eval.files import read_pixels
+from reid_eval.foreign import load_features
+from reid_eval.parts import weighted
+from reid_eval.ranking import rank
 from reid_models.cli import main
 from reid_models.config import ConfigError
 from reid_models.data.index import DatasetIndex
@@ -90,6 +95,38 @@ def test_the_command_extracts_from_a_run_of_dgnet_without_naming_its_data(run):
     features = ReidFeatures.load(run / "features.npz")
     assert features.num_features == 16
     assert features.meta["extractor"] == "dgnet:dgnet@3"
+
+
+def test_one_command_ranks_with_every_alpha_and_writes_the_published_files(run, data, tmp_path):
+    mat, out = tmp_path / "pytorch_result.mat", tmp_path / "metrics"
+    arguments = ["test", "--run", run, "--device", "cpu", "--workers", 0, "--mat", mat, "--out", out, "--json"]
+    result = CliRunner().invoke(dgnet_gen, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    found = {report["alpha"]: report["plain"]["map_hits"] for report in json.loads(result.stdout)["alphas"]}
+    # Another way: an extraction for each alpha, and the published file through the reader of foreign files.
+    for alpha in (0.0, 0.5, -1.0):
+        direct = rank(extract_features(load_any(run, device="cpu", alpha=alpha), data)).map_hits
+        assert found[alpha] == pytest.approx(direct)
+        assert rank(weighted(load_features(mat), alpha)).map_hits == pytest.approx(direct)
+    assert {file.stem for file in out.glob("map_hits*.json")} == {
+        f"map_hits_alpha_{a}" for a in ("0", "0_5", "minus_1")
+    }
+
+
+def test_test_is_refused_before_its_work(run, data, tmp_path):
+    def test(*arguments):
+        return CliRunner().invoke(dgnet_gen, ["test", "--device", "cpu", *map(str, arguments)])
+
+    (tmp_path / "theirs.mat").write_text("of somebody else")
+    for arguments, message in (
+        (["--run", run, "--mat", tmp_path / "theirs.mat"], "theirs.mat: exists and was not made by dgnet-gen test"),
+        (["--run", run, "--mat", tmp_path / "mine.npz"], "expected a name that ends in .mat"),
+        (["--run", run, "--multi-query", "mean"], "no images in split multi-query"),
+        (["--run", tmp_path, "--data", data.root], "no training of DG-Net"),
+    ):
+        result = test(*arguments)
+        assert (result.exit_code, message in result.stderr) == (1, True), result.output
+    assert (tmp_path / "theirs.mat").read_text() == "of somebody else"
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,19 @@ def test_rounds_of_larger_sets_are_those_of_their_plain_definition(people, each,
     assert [tuple(pair) for pair in found.tolist()] == plain_rounds(pids, wanted, 5)
 
 
+@pytest.mark.parametrize("wanted", [None, 150])
+def test_random_structures_are_those_chosen_from_a_list_of_all_others(wanted):
+    pids = [1, 2, 1, 3, 3, 1, 2, 4, 1, 2, 3, 1, 1, 5]
+    rng, chosen = np.random.default_rng([7, 11]), {}
+    while len(chosen) < (wanted or len(pids)):
+        for appearance in range(len(pids)) if wanted is None else rng.permutation(len(pids)).tolist():
+            if len(chosen) < (wanted or len(pids)):
+                others = [row for row, pid in enumerate(pids) if pid != pids[appearance]]
+                chosen[int(rng.choice(others)), appearance] = None
+    found = plan_generation(index_of(pids), wanted, kind="random", seed=7).pairs
+    assert [tuple(pair) for pair in found.tolist()] == sorted(chosen)
+
+
 def test_a_negative_seed_is_refused():
     with pytest.raises(DatasetError, match="--seed -1: expected 0 or more"):
         plan_generation(index_of([1, 2]), seed=-1)

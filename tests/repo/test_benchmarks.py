@@ -19,6 +19,7 @@ TRIES = {
     "dgnet_step --tiny --exact": r"float64: total agrees to \d",
     "dgnet_step --tiny --repeats 1": r"ours, float32 .* x .* each term to",
     "generate --tiny": r"ours +[\d.]+ images/s",
+    "plans --tiny": r"200 pictures, random +2,000 pairs",
     "mgn --tiny --no-compile --repeats 1 --batch-size 8": r"ours, --half",
     "rank --size tiny": r"re-ranked distances(.|\n)*ours is [\d.]+ x as fast",
     "images --size tiny --repeat 1 frechet ssim": r"values differ by",

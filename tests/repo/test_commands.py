@@ -1,5 +1,6 @@
 """Every command explains itself with an example, quickly, and every documented command exists."""
 
+import contextlib
 import inspect
 import re
 import shlex
@@ -71,6 +72,45 @@ def test_documented_command_lines_exist(document):
     text = document.read_text().replace("\\\n", " ")
     for line in _COMMAND_LINE.findall(text):
         refuse_unknown_options(line)
+
+
+def test_command_lines_for_those_who_come_from_dgnet_are_understood_whole():
+    text = (ROOT / "docs" / "from-dgnet.md").read_text().replace("\\\n", " ")
+    lines = [
+        *_COMMAND_LINE.findall(text),
+        *re.findall(r"`((?:reid-eval|reid-models|dgnet-gen) [a-z][^`]* [^`]+)`", text),
+    ]
+    assert len(lines) > 25
+    for line in lines:
+        command, arguments = arguments_of(line)
+        with contextlib.suppress(click.MissingParameter):  # a part of a line is spoken of
+            command.make_context(line, arguments)  # UsageError: an option or a value that does not exist
+
+
+_OF_TOOLS = ("output_folder", "input_folder", "config", "checkpoint_gen", "checkpoint_id", "batchsize", "a2b", "seed")
+_OF_TOOLS += ("num_style", "synchronized", "output_only", "trainer")
+OLD_OPTIONS = {
+    "prepare-market.py": (),
+    "train.py and tensorboard": ("config", "output_path", "name", "resume", "trainer", "gpu_ids", "logdir"),
+    "The visual tools": _OF_TOOLS,
+    "test_folder.py": (
+        *("output_folder", "output_folder2", "input_folder", "name", "which_epoch", "batchsize", "a2b", "seed"),
+        *("synchronized", "output_only", "trainer"),
+    ),
+    "test_2label.py and evaluate_gpu.py": (
+        *("gpu_ids", "which_epoch", "test_dir", "name", "batchsize", "use_dense", "PCB", "multi"),
+    ),
+    "fid.py": ("inception", "gpu", "lowprofile"),
+    "compute_market.py": ("dir",),
+}
+
+
+@pytest.mark.parametrize("script", OLD_OPTIONS)
+def test_every_option_of_the_old_scripts_has_its_counterpart(script):
+    text = (ROOT / "docs" / "from-dgnet.md").read_text()
+    section = re.split(r"^##+ ", text.split(f"\n### {script}\n", 1)[1], maxsplit=1, flags=re.M)[0]
+    left = " ".join(row.split(" | ")[0] for row in section.splitlines() if row.startswith("| "))
+    assert not [option for option in OLD_OPTIONS[script] if not re.search(rf"--{option}\b", left)]
 
 
 @pytest.mark.parametrize("module", ["reid_eval.cli", "reid_models.cli", "dgnet_gen.cli"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -15,6 +16,7 @@ import rich_click as click
 from click.core import ParameterSource
 
 from dgnet_gen import __version__
+from reid_eval.cli import Alphas
 from reid_eval.errors import printable, user_errors
 from reid_models.cli import SettingsCommand
 
@@ -370,12 +372,12 @@ _scale = click.option(
 )
 _labels = click.option("--labels/--no-labels", default=True, show_default=True, help="Who is who, at the edges.")
 _structures = click.option(
-    "--structures", type=_PATH, multiple=True, help="A picture whose pose is taken; may be repeated."
+    "--structures", type=_PATH, multiple=True, help="A picture, or folder, to take poses of; may be repeated."
 )
 _appearances = click.option(
-    "--appearances", type=_PATH, multiple=True, help="A picture whose clothes are taken; may be repeated."
+    "--appearances", type=_PATH, multiple=True, help="A picture, or folder, to take clothes of; may be repeated."
 )
-_pictures = click.option("--pictures", type=_PATH, multiple=True, help="A picture to take; may be repeated.")
+_pictures = click.option("--pictures", type=_PATH, multiple=True, help="A picture, or folder of them; may be repeated.")
 _animate = click.option("--animate", type=_PATH, help="Also write the same as a film: .gif, .webp or .mp4.")
 _steps = click.option("--steps", type=click.IntRange(min=2), default=11, show_default=True, help="Pictures in a row.")
 _path = click.option(
@@ -411,6 +413,19 @@ def _save(out: Path, pixels: np.ndarray, command: str, inputs: Iterable[Path | N
         _claim(out, command, inputs, overwrite=overwrite)
         save_image(out, pixels, maker=f"dgnet-gen {command}")
     click.echo(printable(str(out)))
+
+
+def _listed(places: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Pictures as they are named, those of a folder in the order of their names."""
+    from reid_eval.files import ImageError, list_images
+
+    pictures: list[Path] = []
+    for place in places:
+        found = list_images(place) if place.is_dir() else [place]
+        if not found:
+            raise ImageError(f"{place}: no pictures here or below; name a picture, or a folder that holds some")
+        pictures += found
+    return tuple(pictures)
 
 
 def _number(option: str, default: int, help_text: str) -> Callable[[F], F]:
@@ -465,6 +480,7 @@ def swap(
         from dgnet_gen import visualise
 
         _claim(out, "swap", (run, data, images, *structures, *appearances), overwrite=overwrite)
+        structures, appearances = _listed(structures), _listed(appearances)
         if structures and appearances:
             model = _load(run, which_epoch, device)
         else:
@@ -522,6 +538,7 @@ def rainbow(
         from dgnet_gen import visualise
 
         _claim(out, "rainbow", (run, data, images, *pictures), overwrite=overwrite)
+        pictures = _listed(pictures)
         if pictures:
             model = _load(run, which_epoch, device)
         else:
@@ -612,6 +629,7 @@ def _smooth(
         inputs = (run, data, images, *pictures)
         _claim(out, command, inputs, overwrite=overwrite)
         claim_film(inputs)
+        pictures = _listed(pictures)
         if pictures:
             model = _load(run, which_epoch, device)
         else:
@@ -676,6 +694,7 @@ def one_by_one(
         from dgnet_gen import visualise
         from dgnet_gen.generation import Writing
 
+        structures, appearances = _listed(structures), _listed(appearances)
         if structures and appearances:
             model = _load(run, which_epoch, device)
         else:
@@ -685,6 +704,119 @@ def one_by_one(
         writing = Writing(image_format, quality)
         manifest = visualise.one_by_one(model, structures, appearances, out, writing=writing)
     click.echo(printable(str(manifest.parent)))
+
+
+@main.command("test")
+@_run
+@_which
+@_data
+@click.option(
+    "--alpha",
+    "alphas",
+    type=Alphas(),
+    default="0,0.5,-1",
+    show_default=True,
+    help="Weights of the fine-grained head, a column each; 0 for none, -1 for it alone.",
+)
+@click.option(
+    "--multi-query", type=click.Choice(["mean", "max"]), help="Pool the query with its same-camera pictures, and how."
+)
+@click.option("--rerank", is_flag=True, help="Show re-ranked numbers too.")
+@click.option("--out", type=_PATH, help="Also write one metric file per number into this folder.")
+@click.option(
+    "--mat",
+    type=_PATH,
+    help="Also write the vectors as the published program: pytorch_result.mat, and multi_query.mat beside it.",
+)
+@_overwrite
+@click.option("--half", is_flag=True, help="Compute in 16 bits: faster where the hardware has them, less exact.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that read pictures."
+)
+@click.option("--max-hours", type=click.FloatRange(min=0), help="Leave with exit code 75 after this many hours.")
+@_device
+@_json
+def test_run(
+    run: Path,
+    which_epoch: str,
+    data: Path | None,
+    alphas: tuple[float, ...],
+    multi_query: Literal["mean", "max"] | None,
+    rerank: bool,
+    out: Path | None,
+    mat: Path | None,
+    overwrite: bool,
+    half: bool,
+    batch_size: int,
+    workers: int,
+    max_hours: float | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Rank a dataset's query and gallery by a DG-Net's two heads, with every weight between them.
+
+    Pictures are looked at once. reid-models extract --run and reid-eval rank do the same in two steps, with more to
+    choose. Stopped by a signal or --max-hours (exit code 75) it keeps nothing.
+
+    \b
+    Example:
+      dgnet-gen test --run runs/dgnet --out runs/dgnet/metrics
+      dgnet-gen test --run outputs/E0.5new_reid0.5_w30000 --data data/market \\
+        --multi-query mean --mat pytorch_result.mat
+    """
+    from reid_eval.stopping import stoppable
+
+    with user_errors(), stoppable(max_hours), ExitStack() as held:
+        from dgnet_gen.features import load_embedder
+        from dgnet_gen.published_result import claim_results, save_results
+        from reid_eval import ranking
+        from reid_eval.locks import locked
+        from reid_eval.parts import weighted
+        from reid_eval.progress import say
+        from reid_eval.report import claim_metrics
+        from reid_models.config import ConfigError
+        from reid_models.data.index import DatasetIndex
+        from reid_models.extraction import extract_features
+
+        index = DatasetIndex.open(_data_of(run, data))
+        names = ranking.metric_names(alphas, reranked=rerank, single_shot=False)
+
+        def claim() -> list[Path]:
+            inputs = [run, index.root]
+            files = [] if out is None else claim_metrics(out, names, inputs=inputs, overwrite=overwrite)
+            if mat is not None:
+                files += claim_results(mat, multi_query=bool(multi_query), inputs=inputs, overwrite=overwrite)
+            return files
+
+        claim()
+        embedder = load_embedder(run, _iteration(which_epoch), device, half=half, alpha="parts")
+        if embedder is None:
+            raise ConfigError(f"{run}: no training of DG-Net; rank others with reid-models extract and reid-eval rank")
+        for file in claim():
+            held.enter_context(locked(file, "dgnet-gen test"))
+        claim()
+        splits = ("query", "gallery", *(["multi-query"] if multi_query else []))
+        features = extract_features(embedder, index, splits, batch_size=batch_size, num_workers=workers)
+        protocol, why = ranking.fitting_protocol(features)
+        if why:
+            say(f"{why}: ranking by the protocol {protocol}")
+        params = ranking.rerank_params(features) if rerank else None
+        reports = [
+            ranking.rank(weighted(features, alpha), rerank=params, protocol=protocol, multi_query=multi_query)
+            for alpha in alphas
+        ]
+        if out is not None:
+            for result in [result for report in reports for result in report.metrics()]:
+                result.save(out, overwrite=overwrite)
+            click.echo(f"wrote {len(names)} metric files into {printable(str(out))}", err=True)
+        if mat is not None:
+            for file in save_results(mat, features):
+                click.echo(f"wrote {printable(str(file))}", err=True)
+    if as_json:
+        click.echo(json.dumps({"alphas": [json.loads(report.to_json()) for report in reports]}, indent=2))
+    else:
+        click.echo(ranking.text_of_reports(reports))
 
 
 @main.command("swap-truth")
@@ -772,15 +904,24 @@ def _load(run: Path, which_epoch: str, device: str) -> DGNet:
 
 
 def _open(run: Path, which_epoch: str, data: Path | None, device: str) -> tuple[DGNet, DatasetIndex]:
+    from reid_models.data.index import DatasetIndex
+
+    place = _data_of(run, data)
+    model = _load(run, which_epoch, device)
+    return model, DatasetIndex.open(place)
+
+
+def _data_of(run: Path, data: Path | None) -> Path:
+    """The dataset that was named, or the one of a run."""
     from dgnet_gen.exchange import PublishedFolder
     from reid_models.config import ConfigError
-    from reid_models.data.index import DatasetIndex
     from reid_models.runs import RunDir
 
-    if data is None and PublishedFolder.is_one(run):
+    if data is not None:
+        return data
+    if PublishedFolder.is_one(run):
         raise ConfigError(f"{run}: a published folder, and where its data lie here is not known; give --data")
-    model = _load(run, which_epoch, device)
-    return model, DatasetIndex.open(data or RunDir.open(run, "dgnet").data_place())
+    return RunDir.open(run, "dgnet").data_place()
 
 
 def _open_pictures(

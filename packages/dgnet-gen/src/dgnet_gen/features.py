@@ -14,8 +14,7 @@ There are two ways to write them:
   `reid_eval`: {"parts": {"coarse": [0, D], "fine": [D, 2 D]}}, coarse being p. Every alpha is made from them by the
   formula above, without another extraction.
 
-The published pytorch_result.mat holds [p, f] too: of the 1024 columns of query_f and gallery_f the first 512 are p, the
-last 512 f, each of length 1.
+The published pytorch_result.mat holds [p, f] too, see `published_result`.
 """
 
 from __future__ import annotations
@@ -73,7 +72,10 @@ class DGNetEmbedder(NetworkEmbedder):
         self.alpha: Alpha = alpha if alpha is not None else ALPHA if self.num_heads == 2 else 0.0
         if self.alpha == "parts":
             if self.num_heads == 1:
-                raise ConfigError("--parts: this network has one head, so there is nothing to weigh later")
+                raise ConfigError(
+                    f"{made_by['run']}: this network has one head, so there is nothing to weigh; take its vectors as "
+                    "they are (reid-models extract without --alpha), and rank those"
+                )
             length = model.appearance_encoder.primary.reduce.out_features
             self.parts = {"coarse": [0, length], "fine": [length, 2 * length]}
         elif not (self.alpha == -1 or 0 <= self.alpha < math.inf):

@@ -10,6 +10,7 @@ appearance, which is the order the pictures are made in: so a structure is neede
 
 from __future__ import annotations
 
+import bisect
 import os
 import re
 from collections.abc import Iterator
@@ -147,8 +148,12 @@ def _wanted(index: DatasetIndex, count: int | None) -> int:
 
 def _at_random(index: DatasetIndex, count: int | None, seed: int) -> np.ndarray:
     wanted = _wanted(index, count)
-    pids = index.pids
-    others = {pid: np.flatnonzero(pids != pid) for pid in index.labels}
+    pids = index.pids.tolist()
+    rows_of: dict[int, list[int]] = {}
+    for row, pid in enumerate(pids):
+        rows_of.setdefault(pid, []).append(row)
+    # How many rows of other people stand before each of a person's own.
+    others_before = {pid: [row - number for number, row in enumerate(rows)] for pid, rows in rows_of.items()}
     rng = np.random.default_rng([seed, 11])
     seen: dict[tuple[int, int], None] = {}
     while len(seen) < wanted:
@@ -156,7 +161,9 @@ def _at_random(index: DatasetIndex, count: int | None, seed: int) -> np.ndarray:
         for appearance in order.tolist():
             if len(seen) == wanted:
                 break
-            seen[int(rng.choice(others[int(pids[appearance])])), appearance] = None
+            before = others_before[pids[appearance]]
+            number = int(rng.integers(len(index) - len(before)))
+            seen[number + bisect.bisect_right(before, number), appearance] = None  # that row among those of others
     return np.array(list(seen), np.int64)
 
 
