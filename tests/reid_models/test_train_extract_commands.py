@@ -236,7 +236,7 @@ def test_folders_of_people_are_ranked_by_their_names(run, toy_index, tmp_path):
         reid_eval_main, ["rank", "--features", str(out), "--protocol", "leave-one-out", "--json"]
     )
     assert ranked.exit_code == 0, ranked.output
-    assert json.loads(ranked.stdout)["num_queries"] == 9
+    assert json.loads(ranked.stdout)["queries"]["valid"] == 9
 
 
 def test_other_splits_and_half_precision_can_be_asked_for(run, tmp_path):
