@@ -1,6 +1,5 @@
 """Every command that writes, started twice at once with one output: both are right, or the second is refused."""
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -74,6 +73,7 @@ CASES = {
     "dgnet-gen train": "--config given/dgnet.yaml --data given/raw --out out --device cpu",
     "dgnet-gen generate": f"{_DGNET} --count 6 --out out --out-by-structure out-by-structure",
     "dgnet-gen regenerate": "given/fake {picture} --run given/dgnet --data given/raw --device cpu --out out/again.png",
+    "dgnet-gen test": f"{_DGNET} --out out --mat out/pytorch_result.mat",
     "dgnet-gen swap": f"{_DGNET} --rows 2 --cols 2 --out out/swap.png",
     "dgnet-gen rainbow": f"{_DGNET} --rows 2 --cols 2 --out out/rainbow.png",
     "dgnet-gen smooth": f"{_DGNET} --rows 2 --steps 2 --out out/smooth.png --animate out/smooth.gif",
@@ -130,7 +130,8 @@ def _run(group: click.Group, words: list[str], together: threading.Barrier, answ
 def given(tmp_path_factory):
     """What the commands read; not to be written to."""
     root = tmp_path_factory.mktemp("given")
-    with contextlib.chdir(root.parent):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root.parent)
         at = root.name
         (root / "reid.yaml").write_text(REID)
         (root / "dgnet.yaml").write_text(DGNET)

@@ -906,9 +906,9 @@ def _load(run: Path, which_epoch: str, device: str) -> DGNet:
 def _open(run: Path, which_epoch: str, data: Path | None, device: str) -> tuple[DGNet, DatasetIndex]:
     from reid_models.data.index import DatasetIndex
 
+    _iteration(which_epoch)  # a word that is none is said first
     place = _data_of(run, data)
-    model = _load(run, which_epoch, device)
-    return model, DatasetIndex.open(place)
+    return _load(run, which_epoch, device), DatasetIndex.open(place)
 
 
 def _data_of(run: Path, data: Path | None) -> Path:
