@@ -1,3 +1,3 @@
 """Generate people: DG-Net training, swapped pictures, offline images."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,3 +1,3 @@
 """Measure person re-identification and person-image generation."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.sparse import csc_array, csr_array, vstack
 
 from reid_eval.errors import ReidError
 from reid_eval.neighbours import FeatureDistances, Neighbours, PointDistances, memory_of_neighbours
+
+if TYPE_CHECKING:
+    from scipy.sparse import csc_array, csr_array
 
 _BLOCK_ROWS = 256
 _SET_ROWS = 8192
@@ -263,6 +265,8 @@ def _expanded_reciprocal_sets(neighbours: np.ndarray, k1: int) -> csr_array:
     The mutual neighbours of a member j, in lists of half the length, join if more than two thirds of them are mutual
     neighbours of i already. The test always asks the set as it was before anybody joined.
     """
+    from scipy.sparse import csr_array, vstack  # which takes longer to import than a ranking without it needs
+
     mutual = _mutual(neighbours)
     half_mutual = _mutual(neighbours[:, : round(k1 / 2) + 1])  # round half to even, as the authors' np.around
     half_transposed = half_mutual.T.tocsr()
@@ -287,6 +291,8 @@ def _mutual(neighbours: np.ndarray) -> csr_array:
 
 def _from_lists(lists: np.ndarray, dtype: type) -> csr_array:
     """Row i holds 1 in the columns `lists[i]`, stored in the order of the list."""
+    from scipy.sparse import csr_array
+
     num_points, length = lists.shape
     starts = np.arange(0, lists.size + 1, length)
     return csr_array((np.ones(lists.size, dtype=dtype), lists.ravel(), starts), shape=(num_points, num_points))
@@ -296,6 +302,8 @@ def _encode(
     distances: PointDistances, members: csr_array, neighbours: Neighbours, entering: Entering = "squared"
 ) -> csr_array:
     """Weight exp(-distance) for the members of each row, distances as shares of the row's largest; rows sum to 1."""
+    from scipy.sparse import csr_array
+
     rows = np.repeat(np.arange(members.shape[0]), np.diff(members.indptr))
     entered = _entered(_member_distances(distances, rows, members.indices, neighbours), entering)
     weights = np.exp(-entered / _entered(neighbours.farthest_sq, entering)[rows])

@@ -1,3 +1,3 @@
 """Recognise people: datasets, networks, training, feature extraction."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
