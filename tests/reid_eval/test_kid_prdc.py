@@ -4,9 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reid_eval.errors import Stopped
 from reid_eval.frechet import StatisticsError
 from reid_eval.kid import kid, kid_subsets
 from reid_eval.prdc import prdc
+from reid_eval.stopping import stoppable
 
 DATA = json.loads((Path(__file__).parent / "data" / "evaluation_vectors.json").read_text())
 
@@ -79,3 +81,12 @@ def test_values_that_are_no_numbers_are_refused_and_no_bad_score(measure, side):
     sides[side][3, 2] = np.nan
     with pytest.raises(StatisticsError, match="not finite"):
         measure(*sides)
+
+
+def test_as_many_subsets_as_anybody_asks_for_end_with_the_time_limit():
+    x, y = np.random.default_rng(0).normal(size=(2, 6, 3))
+    with stoppable(max_hours=0.1 / 3600), pytest.raises(Stopped, match="--max-hours"):
+        kid_subsets(x, y, subsets=10**30, subset_size=4)
+    for measure in (kid, prdc):
+        with stoppable(max_hours=0), pytest.raises(Stopped, match="--max-hours"):
+            measure(x, y)

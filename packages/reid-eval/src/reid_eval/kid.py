@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from reid_eval.frechet import StatisticsError
+from reid_eval.progress import track
+from reid_eval.stopping import check_stop
 
 _ROWS = 1024
 _Z_95 = 1.959963984540054
@@ -42,6 +44,7 @@ def kid(x: np.ndarray, y: np.ndarray) -> Kid:
 
     Raises:
         StatisticsError: different numbers of features, or fewer than two vectors.
+        Stopped: within `stopping.stoppable`, something asked to stop.
     """
     _refuse(x, y)
     n, m = len(x), len(y)
@@ -66,6 +69,7 @@ def kid_subsets(
 
     Raises:
         StatisticsError: different numbers of features, or too few vectors.
+        Stopped: within `stopping.stoppable`, something asked to stop.
     """
     _refuse(x, y)
     if min(len(x), len(y)) < subset_size:
@@ -74,7 +78,7 @@ def kid_subsets(
         )
     draw = np.random.RandomState(seed)  # the generator that the numbers of that program depend on
     values = []
-    for _ in range(subsets):
+    for _ in track(range(subsets), "KID subsets", total=subsets):
         some_x = np.asarray(x[draw.choice(len(x), subset_size, replace=False)], np.float64)
         some_y = np.asarray(y[draw.choice(len(y), subset_size, replace=False)], np.float64)
         own = [(_kernel_sums(some, some) - _self_kernel(some)).sum() for some in (some_x, some_y)]
@@ -113,6 +117,7 @@ def _cross_sums(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sums of the kernel matrix (N, M) along its rows (N,) and columns (M,)."""
     rows, columns = np.zeros(len(x)), np.zeros(len(y))
     for i in range(0, len(x), _ROWS):
+        check_stop()
         for j in range(0, len(y), _ROWS):
             block = _kernel(x[i : i + _ROWS], y[j : j + _ROWS])
             rows[i : i + _ROWS] += block.sum(axis=1)

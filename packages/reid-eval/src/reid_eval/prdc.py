@@ -21,6 +21,7 @@ import numpy as np
 
 from reid_eval.distances import squared_distances
 from reid_eval.frechet import StatisticsError
+from reid_eval.stopping import check_stop
 
 PRECISION_K = 3
 DENSITY_K = 5
@@ -48,6 +49,7 @@ def prdc(real: np.ndarray, fake: np.ndarray, *, k: int = PRECISION_K, density_k:
 
     Raises:
         StatisticsError: different numbers of features, or too few vectors for k neighbours.
+        Stopped: within `stopping.stoppable`, something asked to stop.
     """
     if real.shape[1] != fake.shape[1]:
         raise StatisticsError(
@@ -69,6 +71,7 @@ def prdc(real: np.ndarray, fake: np.ndarray, *, k: int = PRECISION_K, density_k:
     in_fake = np.empty(len(real), bool)
     covered = np.empty(len(real), bool)
     for start in range(0, len(real), _ROWS):
+        check_stop()
         rows = slice(start, start + _ROWS)
         distance_sq = squared_distances(real[rows], fake)  # (B, M)
         in_real |= (distance_sq <= real_sq[rows, :1]).any(axis=0)
@@ -88,6 +91,7 @@ def _radii_sq(points: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
     """Squared distances (N, len(ks)) to the k-th nearest other vectors."""
     radii = np.empty((len(points), len(ks)), np.float32)
     for start in range(0, len(points), _ROWS):
+        check_stop()
         distance_sq = squared_distances(points[start : start + _ROWS], points)
         rows = np.arange(len(distance_sq))
         distance_sq[rows, start + rows] = np.inf
