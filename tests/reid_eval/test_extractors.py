@@ -174,6 +174,7 @@ def test_a_timm_model_gives_what_its_classifier_would_see(tmp_path, model, num_f
         ("torchvision:resnet18", {"weights": "w.pth", "resize": "dgnet"}, "only for Inception"),
         ("random", {"resize": "clean"}, "--resize: only for"),
         ("random", {"half": True}, "--half: only for"),
+        ("random", {"device": "x"}, "--device x: cannot be used here"),
     ],
 )
 def test_what_cannot_be_extracted_is_explained(tmp_path, monkeypatch, name, options, words):

@@ -116,6 +116,7 @@ def extractor_from_name(
     for option in (option for option, is_given in given.items() if is_given):
         raise ExtractorError(f"{option}: only for the extractors inception, torchvision and timm, not {name}")
     if name == "random":
+        torch_device(device)  # one that is none is refused, though this network has no use for any
         return RandomExtractor()
     from importlib.metadata import entry_points
 
