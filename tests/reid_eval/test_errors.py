@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from reid_eval.errors import OutputError, ReidError, Stopped, user_errors
 from reid_eval.features import FeatureFileError
@@ -79,6 +80,11 @@ def test_a_working_folder_that_is_gone_is_one_line(tmp_path, monkeypatch, capsys
 def test_too_little_memory_is_no_traceback(capsys):
     assert leave_with(MemoryError("Unable to allocate 9 TiB")) == 1
     assert "out of memory (Unable to allocate 9 TiB)" in capsys.readouterr().err
+    for too_large in ((1 << 30, 1 << 30), (1 << 62, 1 << 62)):  # more than is addressed, and than is counted
+        with pytest.raises(RuntimeError) as said:
+            torch.empty(too_large)
+        assert leave_with(said.value) == 1
+        assert capsys.readouterr().err.count("out of memory (") == 1
 
 
 def test_what_a_terminal_would_obey_is_escaped(capsys):

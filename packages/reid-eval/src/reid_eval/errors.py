@@ -92,9 +92,15 @@ def user_errors() -> Iterator[None]:
             raise
         _leave(f"{where}{reason_of(error)}", 1)
     except RuntimeError as error:
+        if any(words in str(error) for words in _NO_MEMORY):
+            _leave(f"out of memory ({reason_of(error)}); close other programs, or ask for smaller sizes", 1)
         if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported for its name alone
             raise
         _leave(f"out of memory on the device ({reason_of(error)}); lower the batch size, or use precision=bf16", 1)
+
+
+_NO_MEMORY = ("DefaultCPUAllocator", "Storage size calculation overflowed")
+"""what torch says, in an error of no class of its own, when the processor's memory does not hold what is asked for"""
 
 
 def _folder_is_gone() -> bool:
