@@ -139,6 +139,7 @@ def test_a_missing_network_is_named(name):
     [
         ("networks.image_hw=[30,16]", "networks.image_hw: 30 x 16 must be multiples of 4"),
         ("networks.image_hw=[8,8]", "at least 16"),
+        ("networks.image_hw=[1000000,64]", "networks.image_hw: 1000000 x 64 must be at most 10000 each way"),
         ("networks.structure_dim=0", "networks.structure_dim: must be at least 1"),
         ("networks.n_res=3", "networks.n_res: the appearance code of 64 cannot be cut into 3"),
         ("networks.mlp_dims=4", "did you mean networks.mlp_dim"),

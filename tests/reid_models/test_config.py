@@ -54,7 +54,7 @@ def test_yaml_may_write_3e_4_for_a_number(tmp_path):
         ("optim.lr=-1", "optim.lr: must be positive, got -1"),
         ("optim.name=lion", "expected one of ['sgd', 'adam']"),
         ("optim=3", "optim is a group of settings"),
-        ("image_hw=[1,2,3]", "length 3"),
+        ("image_hw=[1,2,3]", "image_hw: expected 2 values, such as [256, 128], found [1, 2, 3]"),
         ("optim.lr", "expected section.key=value"),
         ("image_hw[0]=64", "image_hw: expected a whole list, such as [256, 128], found {'0': 64}"),
         ("image_hw={a: b}", "image_hw: expected a whole list, such as [256, 128], found {'a': 'b'}"),

@@ -21,7 +21,7 @@ from dgnet_gen.networks.encoders import AppearanceEncoder, StructureEncoder
 from dgnet_gen.networks.layers import Activation, Init, Padding
 from reid_eval.files import file_fingerprint
 from reid_eval.reading import reading
-from reid_models.config import ConfigError, config_from_dict
+from reid_models.config import MOST_PX, ConfigError, config_from_dict
 from reid_models.data.transforms import to_gray
 from reid_models.networks.resnet import make_trunk
 from reid_models.runs import CheckpointError, RunDir
@@ -103,6 +103,8 @@ class NetworksConfig:
         if self.normalise_code and self.heads == "two":
             raise ConfigError("networks.normalise_code: has a meaning for networks.heads=one alone, found heads=two")
         height, width = self.image_hw
+        if max(height, width) > MOST_PX:
+            raise ConfigError(f"networks.image_hw: {height} x {width} must be at most {MOST_PX} each way")
         step = 2**self.n_downsample
         if height % step or width % step or min(height, width) < 4 * step:
             raise ConfigError(

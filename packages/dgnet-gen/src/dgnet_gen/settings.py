@@ -11,9 +11,9 @@ from typing import ClassVar, Literal
 
 from dgnet_gen.losses import TEACHER_STYLES, Gan
 from dgnet_gen.model import NetworksConfig
-from reid_models.config import ConfigError
+from reid_models.config import MOST_PX, ConfigError
 from reid_models.runtime import Precision
-from reid_models.training import MOST_PX, MOST_WORKERS
+from reid_models.training import MOST_WORKERS
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,10 @@ from reid_eval.reading import read_text, reading
 T = TypeVar("T")
 
 
+MOST_PX = 10_000
+"""of a picture's height, width or border: a slip of the keyboard must not take all memory"""
+
+
 class ConfigError(ReidError):
     """A setting is unknown, has the wrong type, or a value that makes no sense."""
 
@@ -195,6 +199,14 @@ def _refuse_unknown(cls: type, values: Mapping[str, Any], source: str, prefix: s
             default = config_dict(cls)[key]
             expected = f"a whole list, such as {default}" if isinstance(default, list) else "one value"
             raise ConfigError(f"{source}: {name}: expected {expected}, found {value}")
+        elif isinstance(value, list) and (default := _length_told(known[key])) and len(value) != len(default):
+            # OmegaConf's own refusal does not say of which setting
+            raise ConfigError(f"{source}: {name}: expected {len(default)} values, such as {default}, found {value}")
+
+
+def _length_told(field: dataclasses.Field[Any]) -> list[Any]:
+    """The default of a setting that has as many values as it, always; empty for others."""
+    return list(field.default) if isinstance(field.default, tuple) else []
 
 
 @cache

@@ -33,7 +33,7 @@ from reid_eval.ranking import RankReport
 from reid_eval.reading import reading
 from reid_models import losses
 from reid_models.checkpoints import CheckpointError, DivergedError, finite_states, load_state
-from reid_models.config import ConfigError, config_dict, config_from_dict
+from reid_models.config import MOST_PX, ConfigError, config_dict, config_from_dict
 from reid_models.data.check import training_findings
 from reid_models.data.index import DatasetError, DatasetIndex
 from reid_models.data.loading import Augmentation, Batch, PersonDataset, make_loader
@@ -297,7 +297,6 @@ class ReidTrainConfig:
             )
 
 
-MOST_PX = 10_000
 MOST_WORKERS = 1_000
 """each is a process, and all are begun at once"""
 
