@@ -46,3 +46,5 @@ def test_equal_vectors_are_equal_files_that_only_their_maker_replaces(tmp_path):
     (tmp_path / "multi_query.mat").write_bytes(b"MATLAB 5.0 MAT-file, of somebody else")
     with pytest.raises(OutputError, match=r"multi_query\.mat: exists and was not made by"):
         claim_results(tmp_path / "a.mat", multi_query=True)
+    with pytest.raises(OutputError, match=r"multi_query\.mat: the second file beside it has this name"):
+        claim_results(tmp_path / "b" / ".." / "multi_query.mat", multi_query=True, overwrite=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from reid_eval.errors import OutputError
 from reid_eval.features import ReidFeatures
 from reid_eval.files import atomic_path
 from reid_eval.outputs import claim_file
@@ -33,6 +34,10 @@ def claim_results(
         OutputError: one is something else, or read by this command.
     """
     files, inputs = [file, *([file.with_name("multi_query.mat")] if multi_query else [])], list(inputs)
+    if len({place.resolve() for place in files}) < len(files):
+        raise OutputError(
+            f"{file}: the second file beside it has this name; choose another, such as pytorch_result.mat"
+        )
     for place in files:
         claim_file(place, _MAKER, inputs=inputs, suffixes=[".mat"], overwrite=overwrite)
     return files
