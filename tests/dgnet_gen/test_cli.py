@@ -286,6 +286,8 @@ def test_an_input_is_never_written_to(sound, tmp_path):
     ):
         refuses(dgnet_gen(*arguments, "--run", run, "--overwrite"), ".png")
     refuses(dgnet_gen("one-by-one", "--run", run, "--structures", a, "--appearances", b, "--out", photos), "photos")
+    for place in (run, sound / "raw"):
+        refuses(dgnet_gen("test", "--run", run, "--out", place, "--overwrite"), "is read by this command")
     assert files_below(tmp_path) == before | {tmp_path / "link.png": a.read_bytes()}
 
 
@@ -358,6 +360,7 @@ def test_metric_files_and_a_sheet_of_the_truth_replace_their_like_alone(sound, g
         assert dgnet_gen(*arguments, "--overwrite").exit_code == 0
     picture = generated / read_manifest(generated)[1][0]["file"]
     refuses(dgnet_gen(*arguments[:4], "--sheet", picture, "--overwrite"), "which this command reads")
+    refuses(dgnet_gen(*arguments[:4], "--out", generated, "--overwrite"), "is read by this command")
 
 
 def test_numbers_that_are_none_are_one_line(sound, tmp_path):

@@ -674,7 +674,6 @@ def _measure(
                     )
                 )
             if out is not None:
-                _refuse_folder(out, inputs)
                 files += claim_metrics(out, names, inputs=inputs, overwrite=overwrite)
                 if csv_file is not None and csv_file.resolve() in {file.resolve() for file in files[1:]}:
                     raise OutputError(f"{csv_file}: two outputs of this command; give each a name of its own")
@@ -742,14 +741,6 @@ def _measure(
             raise failed
         if not wrote:
             click.echo(KEEP, err=True)
-
-
-def _refuse_folder(out: Path, inputs: Sequence[Path]) -> None:
-    """See that metric files may be written into a folder."""
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file; expected a folder for metric files")
-    if out.is_dir() and any(place.exists() and place.samefile(out) for place in inputs):
-        raise OutputError(f"{out}: is read by this command, so it is no place for metric files; choose another folder")
 
 
 def _show(results: Sequence[MetricResult], *, as_json: bool) -> None:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import reid_eval
-from reid_eval.errors import ReidError
+from reid_eval.errors import OutputError, ReidError
 from reid_eval.files import file_fingerprint, list_images, read_pixels, write_text
 from reid_eval.locks import locked
 from reid_eval.outputs import claim_file, is_made_by
@@ -147,9 +147,16 @@ def claim_metrics(
     """See that the files of some metrics may be written into a folder: absent, or earlier measurements.
 
     Raises:
-        OutputError: one of them is something else, or the folder is none; nothing was changed.
+        OutputError: one of them is something else, or the folder is none or one of the inputs; nothing was changed.
     """
-    files, inputs = [Path(folder) / f"{name}.json" for name in names], list(inputs)
+    folder, inputs = Path(folder), [Path(place) for place in inputs]
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; expected a folder for metric files")
+    if folder.is_dir() and any(place.exists() and place.samefile(folder) for place in inputs):
+        raise OutputError(
+            f"{folder}: is read by this command, so it is no place for metric files; choose another folder"
+        )
+    files = [folder / f"{name}.json" for name in names]
     return [
         claim_file(file, "reid-eval", is_ours=_is_metric_file, inputs=inputs, overwrite=overwrite) for file in files
     ]
