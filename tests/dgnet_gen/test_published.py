@@ -20,6 +20,7 @@ from dgnet_gen.published import (
     TRAINING_KEYS,
     UNREAD,
     from_published,
+    is_published_settings,
     optimizer_states_from_published,
     optimizer_states_to_published,
     published_config,
@@ -424,7 +425,14 @@ def test_what_no_published_network_can_be_made_of_is_refused(values, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "no such settings file"), ("a: [", "not a readable YAML file"), ("- 1", "found list")],
+    [
+        (None, "no such settings file"),
+        ("a: [", "cannot be read"),
+        ("a: 2020-99-99", "cannot be read"),
+        ("[" * 5000 + "]" * 5000, r"cannot be read \(nested too deeply\)"),
+        ("- 1", "found list"),
+    ],
+    ids=["missing", "cut", "date", "deep", "list"],
 )
 def test_a_file_that_is_no_settings_is_named(tmp_path, text, message):
     file = tmp_path / "config.yaml"
@@ -433,6 +441,7 @@ def test_a_file_that_is_no_settings_is_named(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         published_config(file)
     assert str(file) in str(caught.value)
+    assert not is_published_settings(file)
     assert "\n" not in str(caught.value)
 
 

@@ -179,6 +179,9 @@ def test_the_published_baseline_teaches_with_the_stride_of_its_options(index, tm
     with torch.no_grad():
         expected = (network(x).logits[0].softmax(1) + network(x.flip(3)).logits[0].softmax(1)) / 2
     torch.testing.assert_close(teacher.soft_labels(x, LABELS, LABELS), expected)
+    (tmp_path / "best" / "opts.yaml").write_text("stride: 2020-99-99")
+    with pytest.raises(WeightsError, match=r"opts\.yaml: cannot be read .*; correct or remove it"):
+        Teacher.load([path], index, cpu())
 
 
 def test_a_teacher_of_another_number_of_people_is_refused_with_both_numbers(index, tmp_path):

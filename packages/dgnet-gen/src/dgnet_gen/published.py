@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dgnet_gen.model import DGNet, NetworksConfig
 from dgnet_gen.networks.layers import ResidualBlock, SelfAttention
-from reid_eval.reading import reading
+from reid_eval.reading import read_text, reading
 from reid_models.config import ConfigError, config_dict
 from reid_models.optimizers import checked_states
 from reid_models.runs import CheckpointError
@@ -299,14 +299,14 @@ def _flat(values: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]]:
 
 
 def _read_yaml(file: Path) -> Mapping[str, Any]:
-    if not file.is_file():
+    if not file.exists():
         raise ConfigError(f"{file}: no such settings file; the published program keeps a config.yaml with a training")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not a readable YAML file ({(str(error).splitlines() or [''])[0]})") from None
+    expected = "settings as 'key: value' lines"
+    text = read_text(file, ConfigError, expected)
+    with reading(file, ConfigError, expected, remedy="correct it"):
+        values = yaml.safe_load(text)
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{file}: expected settings as 'key: value' lines, found {type(values).__name__}")
+        raise ConfigError(f"{file}: expected {expected}, found {type(values).__name__}")
     return values
 
 

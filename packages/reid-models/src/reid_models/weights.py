@@ -29,6 +29,7 @@ import yaml
 from torch import Tensor, nn
 
 from reid_eval.files import atomic_path, file_fingerprint
+from reid_eval.reading import read_text, reading
 from reid_models.foreign import entries_of, read_content, split_entry
 from reid_models.networks import MGN, PCB, Baseline, ReidNetwork
 from reid_models.networks.resnet import ResNet50Trunk, Trunk, make_trunk
@@ -223,10 +224,10 @@ def _with_settings(origin: Published, file: Path) -> Published:
     if origin.maker != "ReID-MGN" and origin.kind == "mgn" and config_txt.is_file():
         return origin.with_config_txt(config_txt.read_text(encoding="utf-8", errors="replace"), str(config_txt))
     if origin.kind in ("baseline", "pcb") and opts.is_file():
-        try:
-            values = yaml.safe_load(opts.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise WeightsError(f"{opts}: no YAML ({_first_line(str(error))}); correct or remove it") from None
+        expected = "the options of a training in YAML"
+        text = read_text(opts, WeightsError, expected)
+        with reading(opts, WeightsError, expected, remedy="correct or remove it"):
+            values = yaml.safe_load(text)
         return origin.with_opts(values, str(opts))
     return origin
 
