@@ -149,17 +149,15 @@ def claim_metrics(
     Raises:
         OutputError: one of them is something else, or the folder is none or one of the inputs; nothing was changed.
     """
-    folder, inputs = Path(folder), [Path(place) for place in inputs]
+    folder, read = Path(folder), [Path(place) for place in inputs]
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; expected a folder for metric files")
-    if folder.is_dir() and any(place.exists() and place.samefile(folder) for place in inputs):
+    if folder.is_dir() and any(place.exists() and place.samefile(folder) for place in read):
         raise OutputError(
             f"{folder}: is read by this command, so it is no place for metric files; choose another folder"
         )
     files = [folder / f"{name}.json" for name in names]
-    return [
-        claim_file(file, "reid-eval", is_ours=_is_metric_file, inputs=inputs, overwrite=overwrite) for file in files
-    ]
+    return [claim_file(file, "reid-eval", is_ours=_is_metric_file, inputs=read, overwrite=overwrite) for file in files]
 
 
 def _is_metric_file(file: Path) -> bool:
