@@ -134,7 +134,7 @@ def test_what_is_read_is_never_written_to(work, arguments, overwrite):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--out", "people.csv"], "people.csv is not a folder"),
+        (["--out", "people.csv"], "people.csv: is a file; expected a folder"),
         (["--csv", "people.csv/a.csv"], "people.csv is not a folder"),
         (["--csv", "images"], "images: is a folder"),
         (["--plot", "p.gif"], "expected a name that ends in .png, .svg or .pdf"),
