@@ -183,6 +183,14 @@ def test_resuming_cuts_the_log_back_to_the_checkpoint(run):
     run.close()
 
 
+def test_checkpoints_that_are_gone_since_the_run_was_looked_at_are_an_error_that_changes_nothing(run):
+    run.log(3, {"loss": 1.0})
+    before = run.log_file.read_bytes()
+    with pytest.raises(CheckpointError, match="its checkpoints are gone since this was begun; run it again"):
+        run.resume_from(expected=True)
+    assert run.log_file.read_bytes() == before
+
+
 def test_resuming_without_a_checkpoint_says_that_it_starts_from_the_beginning(run, caplog):
     run.log(10, {"loss": 1.0})
     assert run.resume_from() is None

@@ -205,7 +205,7 @@ def test_every_evaluation_is_told_and_logged(toy_index, tmp_path, capsys):
         best = max(best, scores["eval_map_hits_rerank"])
         assert line.startswith(f"epoch {epoch}: mAP {scores['eval_map_hits']:.4f}, rank-1/3/5/10 ")
         assert f"re-ranked mAP {scores['eval_map_hits_rerank']:.4f}" in line
-        assert f"best {best:.4f}, epoch " in line
+        assert f"; best re-ranked {best:.4f}, epoch " in line
 
 
 def test_the_last_note_holds_the_last_evaluation(toy_index, tmp_path, monkeypatch):

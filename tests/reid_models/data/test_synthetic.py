@@ -490,7 +490,9 @@ def test_the_command_draws_and_shows(tmp_path):
     assert result.exit_code == 0, result.output
     assert "4 pictures" in result.output
     assert read_pixels(list_images(tmp_path / "toy")[0]).shape == (32, 16, 3)
-    np.testing.assert_array_equal(read_pixels(tmp_path / "sheet.png"), contact_sheet(tmp_path / "toy"))
+    sheet = read_pixels(tmp_path / "sheet.png")
+    np.testing.assert_array_equal(sheet, contact_sheet(tmp_path / "toy"))
+    assert sheet.shape == (2 * 64 + 4, 2 * 32 + 4, 3)  # two people in two pictures each, at twice their size, and gaps
 
 
 def toy_command(out: Path, *more: str):

@@ -112,9 +112,7 @@ def train_dgnet(
     with RunDir.training(
         out, config, kind="dgnet", made_by=made_by, by="dgnet-gen train", resume=resume, reset=reset
     ) as run:
-        checkpoint = run.resume_from() if resume else None
-        if checkpoint is None and not begins:
-            raise CheckpointError(f"{run.path}: its checkpoints are gone since this was begun; run it again")
+        checkpoint = run.resume_from(expected=not begins) if resume else None
         for network in model.networks().values():
             runtime.prepare(network).train()
         trainer = _Trainer(config, model, runtime, teacher, index)

@@ -39,7 +39,9 @@ def main() -> None:
     help="Folders and file names of this published dataset.",
 )
 @click.option("--image-size", default="128x64", show_default=True, metavar="HxW", help="Height x width in pixels.")
-@click.option("--preview", type=click.Path(path_type=Path), help="Write a contact sheet (.png) too: one row a person.")
+@click.option(
+    "--preview", type=click.Path(path_type=Path), help="Write a contact sheet (.png) too: six people, a row each."
+)
 @click.option("--overwrite", is_flag=True, help="Let --preview replace a file that toy has not made.")
 def toy(
     out: Path,
@@ -286,11 +288,12 @@ def train(
         )  # fmt: skip
         last = run.load("last")
         best_map = last.progress["best_map"]
+        key, what = ("best_map_hits_rerank", "re-ranked mAP") if config.eval_rerank else ("best_map_hits", "mAP")
     click.echo(f"wrote {run.path}", err=True)
     if as_json:
-        click.echo(json.dumps({"run": str(run.path), "iteration": last.iteration, "best_map_hits": best_map}))
+        click.echo(json.dumps({"run": str(run.path), "iteration": last.iteration, key: best_map}))
     else:
-        measured = "not evaluated" if best_map is None else f"best mAP {best_map:.4f}"
+        measured = "not evaluated" if best_map is None else f"best {what} {best_map:.4f}"
         click.echo(f"{run.path}: {last.iteration} iterations, {measured}")
 
 

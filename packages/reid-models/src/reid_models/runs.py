@@ -416,16 +416,20 @@ class RunDir:
             if file not in kept and file.stat().st_size in {one.bytes for one in record[file.name]}:
                 file.unlink(missing_ok=True)
 
-    def resume_from(self) -> Checkpoint | None:
+    def resume_from(self, *, expected: bool = False) -> Checkpoint | None:
         """The newest checkpoint, with log and TensorBoard cut back to it; None when there is none yet.
+
+        `expected` says that there was one before the run was locked.
 
         A damaged newest checkpoint is an error that names it: going back in silence would lose work unseen. What a
         killed process left half written is removed.
 
         Raises:
-            CheckpointError: it is damaged, or of other settings, other data or another run.
+            CheckpointError: it is damaged, of other settings, other data or another run, or expected and gone.
         """
         checkpoint = self.load("last") if self.iterations() else None
+        if checkpoint is None and expected:
+            raise CheckpointError(f"{self.path}: its checkpoints are gone since this was begun; run it again")
         if checkpoint is None and self.log_file.is_file():
             logger.warning("%s: no checkpoint to go on from, so the training starts from the beginning", self.path)
         if checkpoint is not None and read_record(self.checkpoints) is None:

@@ -406,9 +406,7 @@ def train_reid(
     with RunDir.training(
         out, config, kind="reid", made_by=made_by, by="reid-models train", resume=resume, reset=reset
     ) as run:
-        checkpoint = run.resume_from() if resume else None
-        if checkpoint is None and not begins:
-            raise CheckpointError(f"{run.path}: its checkpoints are gone since this was begun; run it again")
+        checkpoint = run.resume_from(expected=not begins) if resume else None
         runtime.prepare(network)
         trainer = _Trainer(config, network, sampler, runtime, shown, targets)
         if checkpoint is not None:
@@ -712,7 +710,8 @@ class _Trainer:
             run.save(self.checkpoint(run.made_by), best=True)
         epoch, best = (f"epoch {at / self.iterations_per_epoch:g}" for at in (self.iteration, self.best_at))
         where = "" if self.best_at == 0 else f", {best}"  # earlier versions did not note it
-        say(f"{epoch}: {told(scores)}; best {self.best_map:.4f}{where}")
+        of_best = "best re-ranked" if self.config.eval_rerank else "best"
+        say(f"{epoch}: {told(scores)}; {of_best} {self.best_map:.4f}{where}")
 
     def checkpoint(self, made_by: Mapping[str, Any]) -> Checkpoint:
         """Everything that the next step depends on.

@@ -540,8 +540,9 @@ def _file_findings(index: DatasetIndex, files: _Files) -> Iterator[Finding]:
     if dangling := [path for path in files.missing if path.is_symlink()]:
         yield Finding(
             "error",
-            f"{len(dangling)} links lead nowhere: the raw pictures have moved",
-            "run 'reid-models prepare' again, with --raw where they are now and the same --out",
+            f"{len(dangling)} links lead nowhere: the raw pictures have moved or are gone",
+            "run 'reid-models prepare' again: with --raw where they are now and the same --out, or, where some were "
+            "removed, with another --out",
             tuple(f"{_relative(index, path)} -> {os.readlink(path)}" for path in dangling[:5]),
         )
     if absent := [path for path in files.missing if not path.is_symlink()]:

@@ -94,7 +94,7 @@ def _refuse_other(out: Path, index: DatasetIndex) -> None:
     if found["index_fingerprint"] != index.fingerprint:
         raise OutputError(
             f"{out}: holds another dataset ({found.get('images')} images of {found.get('raw')}), not "
-            f"{len(index)} images of {index.root}; choose another --out"
+            f"{len(index)} images of {index.root}, or pictures were removed or renamed there; choose another --out"
         )
 
 

@@ -637,13 +637,16 @@ def contact_sheet(root: Path | str, *, people: int = 6, pictures: int = 12) -> n
         look, structure = records.appearance(name), records.structure(name)
         if look is not None and not name.startswith(("-1_", "0000_c")):
             of_person.setdefault(look, []).append(structure)
-    rows = []
+    shown: list[tuple[Appearance, list[Structure]]] = []
     for look, structures in list(of_person.items())[:people]:
         structures.sort(key=lambda structure: structure.camid)
         cameras = [list(group) for _, group in groupby(structures, key=lambda structure: structure.camid)]
         per_camera = max(1, pictures // len(cameras))
-        chosen = [structure for group in cameras for structure in group[:per_camera]][:pictures]
-        row = np.full((height + _GAP_PX, pictures * (width + _GAP_PX), 3), 255, np.uint8)
+        shown.append((look, [structure for group in cameras for structure in group[:per_camera]][:pictures]))
+    columns = max((len(chosen) for _, chosen in shown), default=0)
+    rows = []
+    for look, chosen in shown:
+        row = np.full((height + _GAP_PX, columns * (width + _GAP_PX), 3), 255, np.uint8)
         for column, structure in enumerate(chosen):
             left = column * (width + _GAP_PX)
             row[:height, left : left + width] = draw(look, replace(structure, noise=0.0), (height, width))
