@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from dgnet_gen.generated_folder import GeneratedFolder, Parents
 from dgnet_gen.generation import Writing, generate, regenerate
 from dgnet_gen.generation_plan import plan_generation
-from dgnet_gen.model import DGNet, NetworksConfig
 from reid_eval.errors import OutputError, Stopped
 from reid_eval.files import list_images, save_image
 from reid_eval.locks import BusyError
@@ -26,27 +24,7 @@ from reid_models.data.generated import generated_index, read_card, read_manifest
 from reid_models.data.index import DatasetIndex
 from reid_models.data.synthetic import make_toy_dataset
 from reid_models.runtime import Runtime
-
-TINY = NetworksConfig(
-    image_hw=(32, 16), trunk="small", trunk_width=4, bottleneck=8, structure_dim=4, n_res=2, mlp_dim=8,
-    discriminator_dim=4, discriminator_res=1, num_scales=1,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return make_toy_dataset(tmp_path_factory.mktemp("toy") / "raw", ids=8, cameras=2, per_camera=2, image_hw=(64, 32))
-
-
-@pytest.fixture(scope="module")
-def index(toy):
-    return DatasetIndex.open(toy).split("train_all")
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return DGNet(TINY, num_ids=4).to(torch.device("cpu")).eval()
+from tests.dgnet_gen.conftest import TINY
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from PIL import Image
 from dgnet_gen.cli import main
 from dgnet_gen.generation import Estimate, Writing, estimate, generate, regenerate
 from dgnet_gen.generation_plan import plan_generation
-from dgnet_gen.model import Codes, DGNet, NetworksConfig
+from dgnet_gen.model import Codes, DGNet
 from dgnet_gen.painter import UNIT, Painter
 from reid_eval.errors import OutputError
 from reid_eval.files import ImageError, atomic_path, list_images, read_pixels
@@ -24,27 +24,7 @@ from reid_models.data.index import DatasetError, DatasetIndex
 from reid_models.data.synthetic import make_toy_dataset
 from reid_models.data.transforms import eval_transform, to_pixels
 from reid_models.runtime import Runtime
-
-TINY = NetworksConfig(
-    image_hw=(32, 16), trunk="small", trunk_width=4, bottleneck=8, structure_dim=4, n_res=2, mlp_dim=8,
-    discriminator_dim=4, discriminator_res=1, num_scales=1,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return make_toy_dataset(tmp_path_factory.mktemp("toy") / "raw", ids=8, cameras=2, per_camera=2, image_hw=(64, 32))
-
-
-@pytest.fixture(scope="module")
-def index(toy):
-    return DatasetIndex.open(toy).split("train_all")
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return DGNet(TINY, num_ids=4).to(torch.device("cpu")).eval()
+from tests.dgnet_gen.conftest import TINY
 
 
 def pictures(folder):

@@ -8,31 +8,19 @@ import pytest
 import torch
 
 from dgnet_gen.generation_plan import plan_generation
-from dgnet_gen.model import Codes, DGNet, NetworksConfig
+from dgnet_gen.model import Codes, DGNet
 from dgnet_gen.painter import Painter
 from dgnet_gen.step import Step, make_optimizers
 from dgnet_gen.teacher import Teacher
 from dgnet_gen.training import train_dgnet
 from reid_eval.errors import Stopped
-from reid_models.data.index import DatasetIndex
-from reid_models.data.synthetic import make_toy_dataset
 from reid_models.runtime import Runtime, choose_device
+from tests.dgnet_gen.conftest import TINY
 from tests.dgnet_gen.test_step import CALM, LATE, NUM_IDS, make_batch, make_teacher
 from tests.dgnet_gen.test_step import CONFIG as STEP_CONFIG
 from tests.dgnet_gen.test_training import CONFIG
 
 pytestmark = pytest.mark.gpu
-
-SMALL = NetworksConfig(
-    image_hw=(32, 16), trunk="small", trunk_width=4, bottleneck=8, structure_dim=4, n_res=2, mlp_dim=8,
-    discriminator_dim=4, discriminator_res=1, num_scales=1,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    root = make_toy_dataset(tmp_path_factory.mktemp("toy") / "raw", ids=8, cameras=2, per_camera=2, image_hw=(64, 32))
-    return DatasetIndex.open(root).split("train_all")
 
 
 def make_step(device, precision="fp32", dtype=torch.float32):
@@ -93,7 +81,7 @@ def test_maps_keep_channels_last(gpu):
 
 def test_pictures_are_those_of_the_cpu_and_depend_on_no_neighbour(index, gpu):
     torch.manual_seed(0)
-    on_cpu = DGNet(SMALL, num_ids=4).to(torch.device("cpu")).eval()
+    on_cpu = DGNet(TINY, num_ids=4).to(torch.device("cpu")).eval()
     on_gpu = copy.deepcopy(on_cpu).to(choose_device(gpu))
     pairs = plan_generation(index, count=11).pairs
     expected, found = (np.stack(list(Painter(model, index.paths).paint(pairs))) for model in (on_cpu, on_gpu))
@@ -107,7 +95,7 @@ def test_pictures_are_those_of_the_cpu_and_depend_on_no_neighbour(index, gpu):
 
 def test_one_picture_is_decoded_as_among_others(gpu):
     torch.manual_seed(0)
-    model = DGNet(SMALL, num_ids=4).to(choose_device(gpu)).eval()
+    model = DGNet(TINY, num_ids=4).to(choose_device(gpu)).eval()
     codes = model.encode(torch.randn(3, 3, 32, 16))
     together = model.decode(codes)
     for row in range(3):
